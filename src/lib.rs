@@ -1,9 +1,9 @@
 //! convzoo
-pub mod error;
 pub mod activation;
+pub mod error;
+pub mod kernels;
 pub mod shape;
 pub mod tensor;
-pub mod kernels;
 
 pub use activation::Activation;
 pub use error::{Error, LoadReport, Result};

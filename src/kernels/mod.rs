@@ -1,0 +1,101 @@
+//! Numeric routines on channels-last memory: no names, no graph, no errors, no allocation while running.
+//!
+//! A kernel is *prepared* once, for one geometry and one instruction set: its weights are packed, its work is cut into
+//! tiles **by shape alone**, so that the result does not depend on the number of threads. Running it is then a matter
+//! of calling [`Kernel::run`] for every tile, in any order, from any thread. Kernels assert their contract when they
+//! are prepared; whoever prepares them has checked the user's numbers before.
+
+#![allow(unsafe_code, reason = "declares the contract of kernels that run on raw pointers")]
+
+use crate::activation::Activation;
+
+/// A batch of channels-last images: element `(n, y, x, c)` lies at `((n·h + y)·w + x)·ld + c`.
+///
+/// `ld ≥ c` is the distance between pixels, so a slice of the channels of a wider map is a map too: that is how a
+/// concatenation costs nothing. A vector `[n, c]` is a map with `h = w = 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Map {
+    /// Images.
+    pub n: usize,
+    /// Rows.
+    pub h: usize,
+    /// Columns.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+    /// Floats from one pixel to the next.
+    pub ld: usize,
+}
+
+impl Map {
+    /// A map whose pixels lie `ld` apart.
+    pub const fn new([n, h, w, c]: [usize; 4], ld: usize) -> Self {
+        assert!(ld >= c);
+        Map { n, h, w, c, ld }
+    }
+
+    /// A map without gaps.
+    pub const fn dense(nhwc: [usize; 4]) -> Self {
+        Map::new(nhwc, nhwc[3])
+    }
+
+    /// Pixels in the batch.
+    pub const fn pixels(&self) -> usize {
+        self.n * self.h * self.w
+    }
+
+    /// Floats from the first element to one past the last.
+    pub const fn extent(&self) -> usize {
+        if self.pixels() == 0 { 0 } else { (self.pixels() - 1) * self.ld + self.c }
+    }
+}
+
+/// What a convolution does to each sum before it stores it: `y = activation(sum + bias + residual)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Epilogue {
+    /// Applied last.
+    pub activation: Option<Activation>,
+    /// The pixel stride of a residual map of the output's shape, read from `inputs[1]`.
+    pub residual: Option<usize>,
+}
+
+/// Most maps a kernel reads.
+pub const MAX_INPUTS: usize = 4;
+
+/// Where a kernel reads and writes: pointers to the first element of each map it was prepared for.
+#[derive(Debug, Clone, Copy)]
+pub struct Io {
+    /// The maps read, in the order the kernel documents; unused ones are null.
+    pub inputs: [*const f32; MAX_INPUTS],
+    /// The map written.
+    pub output: *mut f32,
+}
+
+/// A prepared computation.
+pub trait Kernel: Send + Sync {
+    /// What runs, for `explain()` and profiles, for example `pointwise_6x4 avx512`.
+    fn name(&self) -> String;
+
+    /// Independent pieces of work, fixed by shape (never by thread count).
+    fn tiles(&self) -> usize;
+
+    /// Floats of scratch memory each worker must bring (64-byte aligned, contents arbitrary).
+    fn scratch(&self) -> usize {
+        0
+    }
+
+    /// Bytes of packed weights and tables held.
+    fn resident_bytes(&self) -> usize {
+        0
+    }
+
+    /// Computes tile number `tile`.
+    ///
+    /// # Safety
+    /// - `tile < self.tiles()`, and no other call computes the same tile of the same output at the same time;
+    /// - every input pointer the kernel documents is readable over the extent of its map, and `output` is writable over
+    ///   the elements of its map (the gaps between pixels belong to others: never read or write there); the output
+    ///   overlaps no input unless the kernel documents that it works in place;
+    /// - `scratch.len() ≥ self.scratch()` and starts on a 64-byte boundary.
+    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]);
+}
