@@ -1,6 +1,7 @@
 //! convzoo
 pub mod activation;
 pub mod error;
+pub mod graph;
 pub mod kernels;
 pub mod shape;
 pub mod tensor;
