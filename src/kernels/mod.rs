@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code, reason = "declares the contract of kernels that run on raw pointers")]
 
+pub mod naive;
+
 use crate::activation::Activation;
 
 /// A batch of channels-last images: element `(n, y, x, c)` lies at `((n·h + y)·w + x)·ld + c`.
