@@ -4,6 +4,7 @@ pub mod error;
 pub mod graph;
 pub mod kernels;
 pub mod shape;
+pub mod simd;
 pub mod tensor;
 
 pub use activation::Activation;

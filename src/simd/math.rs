@@ -1,0 +1,75 @@
+//! Exponentials and activations on registers, built from the operations of [`Simd`].
+
+use super::Simd;
+use crate::activation::Activation;
+
+/// e^x to about 1 ulp, for every lane. Below −104 it is 0, above 88.8 infinite; NaN stays NaN.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to r⁷, whose remainder is below 6·10⁻⁹; times 2ⁿ.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    /// 355 / 512 and the rest of ln 2: products of the first with |n| ≤ 160 are exact.
+    const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+    const TAYLOR: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    // SAFETY: passed on.
+    unsafe {
+        // Beyond ±110 nothing changes any more; the bound keeps `n` in range.
+        let x = S::max(S::splat(-110.0), S::min(S::splat(110.0), x));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::fma(n, S::splat(-LN_2.0), x);
+        let r = S::fma(n, S::splat(-LN_2.1), r);
+        let mut sum = S::splat(1.0 / 5040.0);
+        for c in TAYLOR {
+            sum = S::fma(sum, r, S::splat(c));
+        }
+        S::scale_by_power(sum, n)
+    }
+}
+
+/// σ(x) = 1 / (1 + e⁻ˣ) to about 2 ulp. NaN stays NaN.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: passed on.
+    unsafe {
+        let one = S::splat(1.0);
+        S::div(one, S::add(one, exp::<S>(S::sub(S::zero(), x))))
+    }
+}
+
+/// x · σ(x). NaN stays NaN.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: passed on.
+    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), x)))) }
+}
+
+/// `activation` of every lane, or the register itself.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+pub unsafe fn apply_activation<S: Simd>(activation: Option<Activation>, x: S::V) -> S::V {
+    const SIXTH: f32 = 1.0 / 6.0;
+    // SAFETY: passed on.
+    unsafe {
+        let relu6 = |v: S::V| S::min(S::splat(6.0), S::max(S::zero(), v));
+        match activation {
+            None => x,
+            Some(Activation::Relu) => S::max(S::zero(), x),
+            Some(Activation::Relu6) => relu6(x),
+            Some(Activation::Silu) => silu::<S>(x),
+            Some(Activation::Sigmoid) => sigmoid::<S>(x),
+            Some(Activation::HardSwish) => S::mul(x, S::mul(relu6(S::add(x, S::splat(3.0))), S::splat(SIXTH))),
+            Some(Activation::HardSigmoid) => S::mul(relu6(S::add(x, S::splat(3.0))), S::splat(SIXTH)),
+        }
+    }
+}

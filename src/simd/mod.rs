@@ -1,0 +1,249 @@
+//! Vector instructions behind one trait: the only room that names an instruction set.
+//!
+//! # Writing a kernel
+//!
+//! 1. Write the arithmetic once, in `#[inline(always)] unsafe fn`s generic over `S: Simd`, without `#[target_feature]`
+//!    and without closures or `dyn` in the hot loop.
+//! 2. Make a small `Copy` struct of its arguments and implement [`Task`] for it, calling that function (again
+//!    `#[inline(always)]`).
+//! 3. Run it with [`Isa::run`], or fetch [`Isa::entry`] once while preparing and call through the pointer. Both lead to a
+//!    function that carries the `#[target_feature]` of its instruction set and into which everything else is inlined.
+//!
+//! ```
+//! use convzoo::simd::{Isa, Simd, Task};
+//!
+//! #[derive(Clone, Copy)]
+//! struct Double<'a>(&'a [f32; 64]);
+//! impl Task for Double<'_> {
+//!     type Output = f32;
+//!     #[inline(always)]
+//!     unsafe fn run<S: Simd>(self) -> f32 {
+//!         let mut sum = 0.0;
+//!         for i in (0..64).step_by(S::LANES) {
+//!             // SAFETY: every `LANES` divides 64; the caller vouches for the instruction set.
+//!             sum += unsafe {
+//!                 let v = S::load(self.0.as_ptr().add(i));
+//!                 S::hsum(S::add(v, v))
+//!             };
+//!         }
+//!         sum
+//!     }
+//! }
+//! // SAFETY: the task has no condition of its own.
+//! assert_eq!(unsafe { Isa::detect().run(Double(&[1.0; 64])) }, 128.0);
+//! ```
+//!
+//! A call that is not inlined passes every vector through memory, ten times slower: that is why *all* of it is
+//! `#[inline(always)]` below the entry.
+//!
+//! # Adding an instruction set
+//!
+//! Add a variant to [`Isa`] (in order of preference), a file with one `impl Simd` and its `entry` function in the same
+//! order as the others, and a line each in `Isa::entry` and `supported`. No kernel changes.
+#![allow(unsafe_code, reason = "wraps the vector intrinsics of each instruction set")]
+
+use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod math;
+mod scalar;
+
+pub use math::{apply_activation, exp, sigmoid, silu};
+pub use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub use {avx2::Avx2, avx512::Avx512};
+
+/// A register of `f32` lanes and what can be done to it.
+///
+/// # Safety
+/// Every method may only be called on a CPU that has the instruction set; code reached through [`Isa::run`] or
+/// [`Isa::entry`] is. Methods that take pointers need them valid for the lanes they touch; no alignment is needed.
+#[allow(clippy::missing_safety_doc, reason = "one condition for all methods, stated on the trait")]
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// The register.
+    type V: Copy;
+    /// A choice of leading lanes.
+    type M: Copy;
+    /// Floats in a register.
+    const LANES: usize;
+    /// Registers of this kind.
+    const REGISTERS: usize;
+    /// Which instruction set this is.
+    const ISA: Isa;
+
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self::V;
+    /// `LANES` floats from `p`.
+    unsafe fn load(p: *const f32) -> Self::V;
+    /// `LANES` floats to `p`.
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// The first `n` lanes, `n ≤ LANES`.
+    unsafe fn mask(n: usize) -> Self::M;
+    /// The lanes of `m` from `p`, zeros elsewhere; other memory is not touched.
+    unsafe fn load_masked(p: *const f32, m: Self::M) -> Self::V;
+    /// The lanes of `m` to `p`; other memory is not touched.
+    unsafe fn store_masked(p: *mut f32, v: Self::V, m: Self::M);
+    /// Hint: the cache line of `p` is needed soon. `p` may be any address.
+    unsafe fn prefetch(p: *const f32);
+
+    /// `a + b`.
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// `a − b`.
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b`.
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once where the hardware can.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `√v`.
+    unsafe fn sqrt(v: Self::V) -> Self::V;
+    /// The greater; NaN in `b` survives (NaN in `a` may not).
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The lesser; NaN in `b` survives (NaN in `a` may not).
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// The greater; NaN in either survives.
+    unsafe fn max_nan(a: Self::V, b: Self::V) -> Self::V;
+    /// `v` where `x > 0`, zero elsewhere (also where `x` is NaN).
+    unsafe fn where_positive(x: Self::V, v: Self::V) -> Self::V;
+    /// The nearest integers, ties to even; |v| below 2²².
+    unsafe fn round(v: Self::V) -> Self::V;
+    /// `v · 2ⁿ` for integral `n` in [-250, 250]; overflows to infinity and underflows to zero as a product does.
+    unsafe fn scale_by_power(v: Self::V, n: Self::V) -> Self::V;
+    /// The sum of all lanes, in one fixed order.
+    unsafe fn hsum(v: Self::V) -> f32;
+    /// The greatest of all lanes; NaN if any is.
+    unsafe fn hmax(v: Self::V) -> f32;
+
+    /// The first `n ≤ LANES` lanes from `p`, zeros elsewhere.
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self::V {
+        // SAFETY: passed on.
+        unsafe { Self::load_masked(p, Self::mask(n)) }
+    }
+
+    /// The first `n ≤ LANES` lanes to `p`.
+    #[inline(always)]
+    unsafe fn store_partial(p: *mut f32, v: Self::V, n: usize) {
+        // SAFETY: passed on.
+        unsafe { Self::store_masked(p, v, Self::mask(n)) }
+    }
+
+    /// All lanes zero.
+    #[inline(always)]
+    unsafe fn zero() -> Self::V {
+        // SAFETY: passed on.
+        unsafe { Self::splat(0.0) }
+    }
+}
+
+/// A piece of work written once for every instruction set.
+pub trait Task {
+    /// What it computes.
+    type Output;
+
+    /// Does the work with `S`. Mark it `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `S`, and whatever the task itself demands.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// An instruction set, worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Portable Rust on four lanes.
+    Scalar,
+    /// AVX2 with FMA: 8 lanes, 16 registers.
+    Avx2,
+    /// AVX-512 F, VL, BW, DQ: 16 lanes, 32 registers.
+    Avx512,
+}
+
+impl Isa {
+    const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// The instruction sets this CPU has, worst first.
+    pub fn available() -> &'static [Isa] {
+        static AVAILABLE: OnceLock<Vec<Isa>> = OnceLock::new();
+        AVAILABLE.get_or_init(|| Isa::ALL.into_iter().filter(|&isa| supported(isa)).collect())
+    }
+
+    /// The instruction set to use: the best this CPU has, or a lesser one if the environment variable `CONVZOO_ISA`
+    /// (`scalar`, `avx2`, `avx512`) asks for it. Decided once per process.
+    pub fn detect() -> Isa {
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| {
+            let best = *Isa::available().last().expect("the portable one is always there");
+            let asked = std::env::var("CONVZOO_ISA").unwrap_or_default().to_lowercase();
+            let most = Isa::ALL.into_iter().find(|isa| isa.name() == asked).unwrap_or(best);
+            *Isa::available().iter().rfind(|&&isa| isa <= most).unwrap_or(&Isa::Scalar)
+        })
+    }
+
+    /// Lower-case name, as `CONVZOO_ISA` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Floats in a register.
+    pub const fn lanes(self) -> usize {
+        match self {
+            Isa::Scalar => Scalar::LANES,
+            Isa::Avx2 => 8,
+            Isa::Avx512 => 16,
+        }
+    }
+
+    /// The function that runs tasks of type `T` with this instruction set. Panics if the CPU lacks it.
+    #[inline]
+    pub fn entry<T: Task>(self) -> unsafe fn(T) -> T::Output {
+        assert!(Isa::available().contains(&self), "this CPU has no {}", self.name());
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::entry::<T>,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::entry::<T>,
+            _ => scalar::entry::<T>,
+        }
+    }
+
+    /// Runs a task with this instruction set. Panics if the CPU lacks it.
+    ///
+    /// # Safety
+    /// As the task demands.
+    #[inline]
+    pub unsafe fn run<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: `entry` has checked the instruction set; the rest is the caller's promise.
+        unsafe { self.entry::<T>()(task) }
+    }
+}
+
+/// Whether this CPU has `isa`.
+fn supported(isa: Isa) -> bool {
+    match isa {
+        Isa::Scalar => true,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("fma")
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
