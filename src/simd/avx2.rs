@@ -133,6 +133,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn permute(v: __m256, lanes: __m256) -> __m256 {
+        unsafe { _mm256_permutevar8x32_ps(v, _mm256_castps_si256(lanes)) }
+    }
+
+    #[inline(always)]
     unsafe fn hsum(v: __m256) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));

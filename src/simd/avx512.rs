@@ -123,6 +123,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn permute(v: __m512, lanes: __m512) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(lanes), v) }
+    }
+
+    #[inline(always)]
     unsafe fn hsum(v: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(v) }
     }

@@ -113,6 +113,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round(v: Self::V) -> Self::V;
     /// `v · 2ⁿ` for integral `n` in [-250, 250]; overflows to infinity and underflows to zero as a product does.
     unsafe fn scale_by_power(v: Self::V, n: Self::V) -> Self::V;
+    /// Lane `i` of the result is lane `lanes[i]` of `v`: the lower bits of `lanes[i]`, read as an integer, count.
+    unsafe fn permute(v: Self::V, lanes: Self::V) -> Self::V;
     /// The sum of all lanes, in one fixed order.
     unsafe fn hsum(v: Self::V) -> f32;
     /// The greatest of all lanes; NaN if any is.

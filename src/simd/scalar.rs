@@ -130,6 +130,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn permute(v: [f32; 4], lanes: [f32; 4]) -> [f32; 4] {
+        lanes.map(|lane| v[lane.to_bits() as usize % 4])
+    }
+
+    #[inline(always)]
     unsafe fn hsum(v: [f32; 4]) -> f32 {
         (v[0] + v[2]) + (v[1] + v[3])
     }

@@ -36,6 +36,29 @@ fn partial_access_touches_only_its_lanes() {
 }
 
 #[derive(Clone, Copy)]
+struct Permutation;
+impl Task for Permutation {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let values: [f32; 16] = std::array::from_fn(|i| i as f32);
+        let from = |i: usize| (5 * i + 3) % S::LANES;
+        let lanes: [f32; 16] = std::array::from_fn(|i| f32::from_bits(from(i) as u32));
+        let mut to = [0.0f32; 16];
+        // SAFETY: every array has room for 16 lanes.
+        unsafe { S::store(to.as_mut_ptr(), S::permute(S::load(values.as_ptr()), S::load(lanes.as_ptr()))) };
+        for (i, &v) in to[..S::LANES].iter().enumerate() {
+            assert_eq!(v, from(i) as f32, "{} lane {i}", S::ISA.name());
+        }
+    }
+}
+
+#[test]
+fn permutations_read_the_lanes_they_name() {
+    on_every_isa(Permutation);
+}
+
+#[derive(Clone, Copy)]
 struct Arithmetic;
 impl Task for Arithmetic {
     type Output = ();
