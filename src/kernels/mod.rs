@@ -9,6 +9,12 @@
 
 pub mod naive;
 
+mod light;
+
+pub mod activation;
+pub mod elementwise;
+pub mod norm;
+
 use crate::activation::Activation;
 
 /// A batch of channels-last images: element `(n, y, x, c)` lies at `((n·h + y)·w + x)·ld + c`.
