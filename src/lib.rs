@@ -6,6 +6,8 @@ pub mod kernels;
 pub mod shape;
 pub mod simd;
 pub mod tensor;
+#[cfg(feature = "vision")]
+pub mod vision;
 
 pub use activation::Activation;
 pub use error::{Error, LoadReport, Result};
