@@ -19,7 +19,12 @@ pub(super) struct Tiling {
 impl Tiling {
     /// Tiles of about [`TILE`] floats when each item touches `cost` of them.
     pub(super) fn new(items: usize, cost: usize) -> Self {
-        Tiling { items, per_tile: (TILE / cost.max(1)).max(1) }
+        Tiling { items, per_tile: Self::fill(cost) }
+    }
+
+    /// Items of this cost that fill a tile.
+    pub(super) fn fill(cost: usize) -> usize {
+        (TILE / cost.max(1)).max(1)
     }
 
     pub(super) fn tiles(&self) -> usize {

@@ -13,7 +13,10 @@ mod light;
 
 pub mod activation;
 pub mod elementwise;
+pub mod layout;
 pub mod norm;
+pub mod pool;
+pub mod softmax;
 
 use crate::activation::Activation;
 
