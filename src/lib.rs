@@ -3,6 +3,7 @@ pub mod activation;
 pub mod error;
 pub mod graph;
 pub mod kernels;
+pub mod layers;
 pub mod shape;
 pub mod simd;
 pub mod tensor;

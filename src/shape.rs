@@ -60,7 +60,7 @@ impl Window {
             }
         }
         const MOST: usize = 1 << 20;
-        let Padding::Symmetric(p) = self.padding else { return Ok(()) };
+        let p = if let Padding::Symmetric(p) = self.padding { p } else { [0; 2] };
         for value in self.kernel.into_iter().chain(self.stride).chain(self.dilation).chain(p) {
             if value > MOST {
                 return Err(Error::invalid(at, format!("window setting {value} is over {MOST}")));
