@@ -110,8 +110,7 @@ impl Layer for DeformConv2d {
     fn build<'g>(&self, x: Node<'g>) -> Node<'g> {
         let kernel = [self.kernel; 2];
         let padding = self.padding.resolve(kernel, self.dilation);
-        let window =
-            Window { kernel, stride: [self.stride; 2], padding, dilation: [self.dilation; 2], ceil: false };
+        let window = Window { kernel, stride: [self.stride; 2], padding, dilation: [self.dilation; 2], ceil: false };
         let (groups, offset_groups) = (self.groups, self.offset_groups);
         let weight = match (Filters { window, out: self.out, groups, init: self.init }).weight(x) {
             Ok(weight) => weight,

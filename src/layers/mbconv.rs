@@ -224,9 +224,7 @@ mod tests {
 
     #[test]
     fn zeros_are_errors() {
-        for layer in
-            [MbConv::new(0), MbConv::new(8).expand(0), MbConv::new(8).squeeze(0), MbConv::new(8).kernel(0)]
-        {
+        for layer in [MbConv::new(0), MbConv::new(8).expand(0), MbConv::new(8).squeeze(0), MbConv::new(8).kernel(0)] {
             assert!(Graph::draw(8, &layer).is_err(), "{layer:?}");
         }
         assert!(Graph::draw(8, &MbConv::new(8).drop(1.0)).is_err());
