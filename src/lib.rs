@@ -2,6 +2,7 @@
 pub mod activation;
 pub mod error;
 pub mod graph;
+pub mod inspect;
 pub mod kernels;
 pub mod layers;
 pub mod shape;
