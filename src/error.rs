@@ -175,6 +175,18 @@ impl fmt::Display for LoadReport {
         for (name, expected, found) in &self.misshapen {
             write!(f, "\n  misshapen   {name}: expected {expected:?}, found {found:?}")?;
         }
+        // Grouped by reason: a network has hundreds of batch counters, and one line says it.
+        let mut reasons: Vec<&str> = self.ignored.iter().map(|(_, reason)| *reason).collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        for reason in reasons {
+            let mut names = self.ignored.iter().filter(|(_, r)| *r == reason).map(|(name, _)| name);
+            write!(f, "\n  ignored     {}", names.next().map_or("", String::as_str))?;
+            match names.count() {
+                0 => write!(f, " ({reason})")?,
+                more => write!(f, " and {more} more ({reason})")?,
+            }
+        }
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ pub mod simd;
 pub mod tensor;
 #[cfg(feature = "vision")]
 pub mod vision;
+pub mod weights;
 
 pub use activation::Activation;
 pub use error::{Error, LoadReport, Result};
