@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code, reason = "declares the contract of kernels that run on raw pointers")]
 
+pub mod conv;
+pub mod gemm;
 pub mod naive;
 
 mod light;

@@ -1,6 +1,6 @@
 //! AVX2 with FMA: 16 registers of 8 lanes.
 
-use super::{Isa, Simd, Task};
+use super::{Isa, Routine, Simd, Task};
 use std::arch::x86_64::*;
 
 /// AVX2 and FMA.
@@ -17,6 +17,16 @@ pub(super) unsafe fn entry<T: Task>(task: T) -> T::Output {
     unsafe { task.run::<Avx2>() }
 }
 
+/// Runs routine `R` with the features switched on.
+///
+/// # Safety
+/// The CPU has them, and whatever the routine demands.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
+    // SAFETY: passed on.
+    unsafe { R::run::<Avx2>(args) }
+}
+
 /// Ones followed by zeros: a window of eight that starts at `8 - n` has `n` ones in front.
 static LANE_MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -29,6 +39,10 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     const ISA: Isa = Isa::Avx2;
+
+    fn routine<R: Routine>() -> unsafe fn(&R::Args) {
+        routine::<R>
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {

@@ -1,6 +1,6 @@
 //! AVX-512: 32 registers of 16 lanes.
 
-use super::{Isa, Simd, Task};
+use super::{Isa, Routine, Simd, Task};
 use std::arch::x86_64::*;
 
 /// AVX-512 F, VL, BW, DQ.
@@ -17,6 +17,16 @@ pub(super) unsafe fn entry<T: Task>(task: T) -> T::Output {
     unsafe { task.run::<Avx512>() }
 }
 
+/// Runs routine `R` with the features switched on.
+///
+/// # Safety
+/// The CPU has them, and whatever the routine demands.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
+    // SAFETY: passed on.
+    unsafe { R::run::<Avx512>(args) }
+}
+
 // SAFETY, for every block below: the trait demands the instruction set and valid pointers.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 #[allow(clippy::missing_safety_doc, reason = "stated on the trait")]
@@ -26,6 +36,10 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     const ISA: Isa = Isa::Avx512;
+
+    fn routine<R: Routine>() -> unsafe fn(&R::Args) {
+        routine::<R>
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {

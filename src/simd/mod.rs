@@ -74,6 +74,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Which instruction set this is.
     const ISA: Isa;
 
+    /// The function that runs routine `R` with this instruction set.
+    fn routine<R: Routine>() -> unsafe fn(&R::Args);
+
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::V;
     /// `LANES` floats from `p`.
@@ -154,6 +157,19 @@ pub trait Task {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
+/// A [`Task`] called by reference many times over: routines with the same arguments share one function-pointer type, so
+/// that a family of them (tile sizes, say) fits in a table.
+pub trait Routine {
+    /// What it works on.
+    type Args;
+
+    /// Does the work with `S`. Mark it `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `S`, and whatever the routine itself demands.
+    unsafe fn run<S: Simd>(args: &Self::Args);
+}
+
 /// An instruction set, worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
@@ -217,6 +233,17 @@ impl Isa {
         }
     }
 
+    /// The function that runs routine `R` with this instruction set. Panics if the CPU lacks it.
+    pub fn routine<R: Routine>(self) -> unsafe fn(&R::Args) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => routine::<Avx512, R>(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => routine::<Avx2, R>(),
+            _ => routine::<Scalar, R>(),
+        }
+    }
+
     /// Runs a task with this instruction set. Panics if the CPU lacks it.
     ///
     /// # Safety
@@ -226,6 +253,12 @@ impl Isa {
         // SAFETY: `entry` has checked the instruction set; the rest is the caller's promise.
         unsafe { self.entry::<T>()(task) }
     }
+}
+
+/// The function that runs routine `R` with `S` and no other instruction set. Panics if the CPU lacks it.
+pub fn routine<S: Simd, R: Routine>() -> unsafe fn(&R::Args) {
+    assert!(Isa::available().contains(&S::ISA), "this CPU has no {}", S::ISA.name());
+    S::routine::<R>()
 }
 
 /// Whether this CPU has `isa`.

@@ -1,6 +1,6 @@
 //! Portable Rust on four lanes: what runs where no better file exists, and the plainest statement of the trait.
 
-use super::{Isa, Simd, Task};
+use super::{Isa, Routine, Simd, Task};
 use std::array::from_fn;
 
 /// Four floats.
@@ -16,6 +16,15 @@ pub(super) unsafe fn entry<T: Task>(task: T) -> T::Output {
     unsafe { task.run::<Scalar>() }
 }
 
+/// Runs routine `R`.
+///
+/// # Safety
+/// Whatever the routine demands.
+pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
+    // SAFETY: passed on.
+    unsafe { R::run::<Scalar>(args) }
+}
+
 // SAFETY, for every block below: the trait demands valid pointers.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 #[allow(clippy::missing_safety_doc, reason = "stated on the trait")]
@@ -25,6 +34,10 @@ impl Simd for Scalar {
     const LANES: usize = 4;
     const REGISTERS: usize = 16;
     const ISA: Isa = Isa::Scalar;
+
+    fn routine<R: Routine>() -> unsafe fn(&R::Args) {
+        routine::<R>
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 4] {

@@ -1,0 +1,154 @@
+//! Kernels against the machine: percent of the measured multiply-add peak for the convolutions that matter, one thread.
+//!
+//! `cargo bench --bench kernels [-- FILTER]`
+#![allow(unsafe_code, reason = "runs kernels on raw maps")]
+
+use convzoo::Activation;
+use convzoo::kernels::conv::{self, ConvSpec, LinearSpec};
+use convzoo::kernels::{Epilogue, Io, Kernel, Map};
+use convzoo::shape::{Padding, Window};
+use convzoo::simd::{Isa, Simd, Task};
+use convzoo::tensor::AlignedBuf;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Multiply-adds on ten independent registers: nothing is faster.
+struct Peak(usize);
+
+impl Task for Peak {
+    type Output = f32;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // SAFETY: touches no memory.
+        unsafe {
+            let (a, b) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
+            let mut acc = [a; 10];
+            for _ in 0..self.0 {
+                for x in &mut acc {
+                    *x = S::fma(*x, a, b);
+                }
+            }
+            acc.iter().map(|&x| S::hsum(x)).sum()
+        }
+    }
+}
+
+/// The shortest of many runs, in seconds.
+fn best_of(mut run: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < 0.4 {
+        let t = Instant::now();
+        run();
+        best = best.min(t.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn noise(len: usize) -> AlignedBuf {
+    let mut buf = AlignedBuf::zeros(len);
+    let mut state = 1u32;
+    for v in buf.iter_mut() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *v = (state >> 8) as f32 / 16_777_216.0 - 0.5;
+    }
+    buf
+}
+
+/// Seconds for all tiles of `kernel`, one after the other: the sum of the shortest time of each, so that a busy machine
+/// does not show.
+fn time(kernel: &dyn Kernel, input: usize, output: usize) -> f64 {
+    let (x, mut y, mut scratch) = (noise(input), noise(output), AlignedBuf::zeros(kernel.scratch()));
+    let nil = std::ptr::null();
+    let io = Io { inputs: [x.as_ptr(), nil, nil, nil], output: y.as_mut_ptr() };
+    let mut best = vec![f64::INFINITY; kernel.tiles()];
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < 0.4 {
+        for (tile, best) in best.iter_mut().enumerate() {
+            let t = Instant::now();
+            // SAFETY: the buffers have the extents of the maps the kernel was prepared for.
+            unsafe { kernel.run(tile, &io, &mut scratch) };
+            *best = best.min(t.elapsed().as_secs_f64());
+        }
+    }
+    best.iter().sum()
+}
+
+struct Case {
+    label: &'static str,
+    batch: usize,
+    size: usize,
+    channels: [usize; 2],
+    kernel: usize,
+    stride: usize,
+}
+
+const fn case(label: &'static str, size: usize, channels: [usize; 2], kernel: usize, stride: usize) -> Case {
+    Case { label, batch: 1, size, channels, kernel, stride }
+}
+
+const CASES: &[Case] = &[
+    case("1x1 64->64 @56", 56, [64, 64], 1, 1),
+    case("1x1 64->256 @56", 56, [64, 256], 1, 1),
+    case("1x1 256->64 @56", 56, [256, 64], 1, 1),
+    case("1x1 256->128 @56", 56, [256, 128], 1, 1),
+    case("1x1 128->512 @28", 28, [128, 512], 1, 1),
+    case("1x1 512->128 @28", 28, [512, 128], 1, 1),
+    case("1x1 256->1024 @14", 14, [256, 1024], 1, 1),
+    case("1x1 1024->256 @14", 14, [1024, 256], 1, 1),
+    case("1x1 512->2048 @7", 7, [512, 2048], 1, 1),
+    case("1x1 2048->512 @7", 7, [2048, 512], 1, 1),
+    case("1x1/2 256->512 @56", 56, [256, 512], 1, 2),
+    case("3x3 64->64 @56", 56, [64, 64], 3, 1),
+    case("3x3 128->128 @28", 28, [128, 128], 3, 1),
+    case("3x3 256->256 @14", 14, [256, 256], 3, 1),
+    case("3x3 512->512 @7", 7, [512, 512], 3, 1),
+    case("3x3/2 128->128 @56", 56, [128, 128], 3, 2),
+    case("3x3 128->32 @28", 28, [128, 32], 3, 1),
+    case("1x1 32->16 @112", 112, [32, 16], 1, 1),
+    case("1x1 16->96 @112", 112, [16, 96], 1, 1),
+    case("1x1 144->24 @56", 56, [144, 24], 1, 1),
+    case("7x7/2 3->64 @224 rows", 230, [3, 64], 7, 2),
+];
+
+fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
+    let stem = case.channels[0] == 3;
+    let pad = if stem { 0 } else { case.kernel / 2 };
+    let window =
+        Window { stride: [case.stride; 2], padding: Padding::Symmetric([pad; 2]), ..Window::square(case.kernel) };
+    let placed = window.place([case.size; 2], "bench").expect("fits");
+    let input = Map::dense([case.batch, case.size, case.size, case.channels[0]]);
+    let output = Map::dense([case.batch, placed.output[0], placed.output[1], case.channels[1]]);
+    let epilogue = Epilogue { activation: Some(Activation::Relu), residual: None };
+    let spec = ConvSpec { input, output, window, placed, groups: 1, epilogue };
+    let weight = noise(output.c * spec.depth());
+    let bias = vec![0.1; output.c];
+    let make = if stem { conv::rows } else { conv::choose };
+    let kernel = make(spec, &weight, Some(&bias), isa);
+    let seconds = time(&*kernel, input.extent(), output.extent());
+    (kernel, seconds, 2.0 * (output.pixels() * output.c * spec.depth()) as f64)
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
+    let isa = Isa::detect();
+    // SAFETY: the task touches no memory.
+    let seconds = best_of(|| _ = black_box(unsafe { isa.run(Peak(10_000)) }));
+    let peak = (10_000 * 10 * 2 * isa.lanes()) as f64 / seconds;
+    println!("{}: peak {:.1} GFLOP/s", isa.name(), peak / 1e9);
+    for case in CASES.iter().filter(|c| c.label.contains(&filter)) {
+        let (kernel, seconds, flops) = convolution(case, isa);
+        let (us, percent) = (seconds * 1e6, 100.0 * flops / seconds / peak);
+        println!("{:24} {us:9.1} us {percent:5.1} %  {:3} tiles  {}", case.label, kernel.tiles(), kernel.name());
+    }
+    for (n, [k, m]) in [(1, [4096, 4096]), (1, [2048, 1000]), (2, [4096, 4096]), (8, [4096, 4096])] {
+        if !"linear".contains(&filter) {
+            continue;
+        }
+        let spec = LinearSpec { n, input: [k, k], output: [m, m], activation: None };
+        let kernel = conv::linear(&spec, &noise(k * m), None, isa);
+        let seconds = time(&*kernel, n * k, n * m);
+        let rate = (k * m * 4) as f64 / seconds / 1e9;
+        println!("linear {n}x{k}->{m}: {:.1} us, {rate:.1} GB/s, {} tiles", seconds * 1e6, kernel.tiles());
+    }
+}

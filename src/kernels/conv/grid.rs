@@ -1,0 +1,101 @@
+//! How a convolution is cut into tiles: a grid of row blocks and panel groups, by shape alone.
+
+use std::ops::Range;
+
+/// A grid of tiles over `rows` output pixels and `panels` panels of output channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grid {
+    rows: usize,
+    panels: usize,
+    row_parts: usize,
+    panel_parts: usize,
+}
+
+/// What the cut depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work {
+    /// Output pixels in the batch.
+    pub(super) rows: usize,
+    /// Panels of output channels.
+    pub(super) panels: usize,
+    /// Multiply-accumulates in all.
+    pub(super) macs: usize,
+    /// Bytes of packed weights.
+    pub(super) weights: usize,
+    /// Bytes of the activations read.
+    pub(super) activations: usize,
+    /// Most rows a tile may have.
+    pub(super) most_rows: usize,
+}
+
+/// About 20 µs of one core.
+const MACS_PER_TILE: usize = 2_500_000;
+/// About 20 µs of reading weights from memory.
+const WEIGHTS_PER_TILE: usize = 256 << 10;
+/// Activations of a tile should stay in the second cache.
+const ACTIVATIONS_PER_TILE: usize = 512 << 10;
+/// Fewer rows than this do not pay for the weights they pull in.
+const LEAST_ROWS: usize = 24;
+
+impl Grid {
+    /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that
+    /// reads the least: every row block reads all weights, every panel group all activations.
+    pub(super) fn cut(work: Work) -> Self {
+        let Work { rows, panels, macs, weights, activations, most_rows } = work;
+        let worth = (macs / MACS_PER_TILE).max(weights / WEIGHTS_PER_TILE);
+        let wanted = worth.clamp(1, if weights > 1 << 20 { 16 } else { 32 });
+        let least = activations.div_ceil(ACTIVATIONS_PER_TILE).max(rows.div_ceil(most_rows)).max(1);
+        let most = (rows / LEAST_ROWS).max(least).min(rows.max(1));
+        let cut = |panel_parts: usize| {
+            let row_parts = wanted.div_ceil(panel_parts).clamp(least.min(most), most);
+            Grid { rows, panels, row_parts, panel_parts }
+        };
+        let cost = |grid: &Grid| {
+            let missing = wanted.saturating_sub(grid.tiles());
+            (missing, grid.row_parts * weights + grid.panel_parts * activations)
+        };
+        (1..=panels.min(4 * wanted)).map(cut).min_by_key(cost).expect("at least one panel")
+    }
+
+    pub(super) fn tiles(&self) -> usize {
+        self.row_parts * self.panel_parts
+    }
+
+    /// Rows of the largest tile.
+    pub(super) fn tile_rows(&self) -> usize {
+        self.rows.div_ceil(self.row_parts)
+    }
+
+    /// The rows and panels of tile `i`. Tiles that share weights follow each other.
+    pub(super) fn tile(&self, i: usize) -> (Range<usize>, Range<usize>) {
+        let part = |i: usize, parts: usize, all: usize| i * all / parts..(i + 1) * all / parts;
+        (part(i % self.row_parts, self.row_parts, self.rows), part(i / self.row_parts, self.panel_parts, self.panels))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_everything_once_and_suffice_for_many_threads() {
+        // rows, panels, k, whether eight threads should all find work
+        for (rows, panels, k, busy) in
+            [(3136, 4, 64, true), (49, 8, 4608, true), (1, 64, 25088, true), (196, 4, 1024, true), (1, 1, 8, false)]
+        {
+            let (weights, activations) = (panels * 64 * k * 4, rows * k * 4);
+            let work = Work { rows, panels, macs: rows * panels * 64 * k, weights, activations, most_rows: rows };
+            let grid = Grid::cut(work);
+            assert_eq!(grid.tiles() >= 8, busy, "{work:?} {grid:?}");
+            let mut seen = vec![0; rows * panels];
+            for i in 0..grid.tiles() {
+                let (r, p) = grid.tile(i);
+                assert!(!r.is_empty() && r.len() <= grid.tile_rows() && !p.is_empty());
+                for row in r {
+                    p.clone().for_each(|panel| seen[row * panels + panel] += 1);
+                }
+            }
+            assert!(seen.iter().all(|&times| times == 1), "{work:?} {grid:?}");
+        }
+    }
+}

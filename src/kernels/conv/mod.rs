@@ -1,0 +1,112 @@
+//! Convolutions: `y[n, oy, ox, o] = activation(b[o] + residual + Σ w[o, i, ky, kx] · x[n, oy·s − p + ky·d, …, i])`.
+//!
+//! Every constructor takes a [`ConvSpec`], the weights as PyTorch stores them (`[out, in / groups, kh, kw]`) and an
+//! instruction set, packs what it needs and cuts the work into tiles. [`choose`] picks one by shape.
+
+mod grid;
+mod im2col;
+mod indirect;
+#[cfg(test)]
+mod tests;
+
+use crate::activation::Activation;
+use crate::kernels::{Epilogue, Kernel, Map};
+use crate::shape::{Padding, Placed, Window};
+use crate::simd::Isa;
+
+pub use im2col::im2col;
+pub use indirect::{indirect, pointwise, rows};
+
+/// The geometry of a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvSpec {
+    /// The map read, `inputs[0]`.
+    pub input: Map,
+    /// The map written. The residual, if any, is `inputs[1]`; it may be the output itself.
+    pub output: Map,
+    /// Kernel, stride and dilation.
+    pub window: Window,
+    /// Where the window lies; gives the padding before and the output size.
+    pub placed: Placed,
+    /// Groups: output channel `o` sees the input channels of group `o / (out / groups)` only.
+    pub groups: usize,
+    /// What happens to the sums.
+    pub epilogue: Epilogue,
+}
+
+impl ConvSpec {
+    /// Input channels each output channel sees.
+    pub fn group_inputs(&self) -> usize {
+        self.input.c / self.groups
+    }
+
+    /// Output channels of a group.
+    pub fn group_outputs(&self) -> usize {
+        self.output.c / self.groups
+    }
+
+    /// Products summed per output element.
+    pub fn depth(&self) -> usize {
+        self.window.taps() * self.group_inputs()
+    }
+
+    /// `k3s1`: kernel and stride, and dilation if there is any.
+    pub fn label(&self) -> String {
+        let pair = |[a, b]: [usize; 2]| if a == b { format!("{a}") } else { format!("{a}x{b}") };
+        let mut label = format!("k{}s{}", pair(self.window.kernel), pair(self.window.stride));
+        if self.window.dilation != [1, 1] {
+            label += &format!("d{}", pair(self.window.dilation));
+        }
+        label
+    }
+
+    /// Panics unless all sizes agree with each other and with the weights: what every kernel relies on.
+    pub fn check(&self, weight: &[f32], bias: Option<&[f32]>) {
+        let ConvSpec { input, output, placed, groups, .. } = self;
+        assert!(input.ld >= input.c && output.ld >= output.c && *groups > 0);
+        assert!(input.c.is_multiple_of(*groups) && output.c.is_multiple_of(*groups) && output.c > 0 && input.c > 0);
+        assert_eq!(([input.h, input.w], [output.h, output.w]), (placed.input, placed.output));
+        assert_eq!(input.n, output.n);
+        assert!(self.epilogue.residual.is_none_or(|ld| ld >= output.c));
+        assert_eq!(weight.len(), output.c * self.depth());
+        assert!(bias.is_none_or(|b| b.len() == output.c));
+    }
+}
+
+/// The kernel for a convolution, by shape alone.
+pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+    if spec.groups == 1 && spec.window.is_pointwise() {
+        return pointwise(spec, weight, bias, isa);
+    }
+    // Short runs of channels keep the microkernel busy with pointers: gather them first.
+    let short = spec.group_inputs() < 8 && spec.window.taps() > 1;
+    if short { im2col(spec, weight, bias, isa) } else { indirect(spec, weight, bias, isa) }
+}
+
+/// A fully connected layer: `y[n, o] = activation(b[o] + Σ w[o, i] · x[n, i])`, the weights as `[out, in]`.
+pub struct LinearSpec {
+    /// Rows.
+    pub n: usize,
+    /// Features in, and floats from row to row.
+    pub input: [usize; 2],
+    /// Features out, and floats from row to row.
+    pub output: [usize; 2],
+    /// Applied last.
+    pub activation: Option<Activation>,
+}
+
+/// A fully connected layer is a pointwise convolution of `n` one-pixel images.
+///
+/// With few rows it is bound by the memory the weights come from; they are read once, in order.
+pub fn linear(spec: &LinearSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+    let map = |[features, ld]: [usize; 2]| Map::new([spec.n, 1, 1, features], ld);
+    let conv = ConvSpec {
+        input: map(spec.input),
+        output: map(spec.output),
+        window: Window { padding: Padding::Symmetric([0; 2]), ..Window::square(1) },
+        placed: Placed { input: [1; 2], output: [1; 2], before: [0; 2] },
+        groups: 1,
+        epilogue: Epilogue { activation: spec.activation, residual: None },
+    };
+    pointwise(conv, weight, bias, isa)
+}

@@ -1,0 +1,211 @@
+//! The innermost loops: one tile of `MR` pixels × `NRV` registers of output channels, held in registers over all of `k`.
+//!
+//! Written out for 2 pixels and 1 register:
+//!
+//! ```text
+//! c0 = bias; c1 = bias                                  (or what an earlier piece of k left in memory)
+//! for tap: for k:  w = B[tap][k];  c0 += A[tap][0][k]·w;  c1 += A[tap][1][k]·w
+//! store(clamp(c0)), store(clamp(c1))
+//! ```
+//!
+//! Every weight register is used `MR` times and every broadcast activation `NRV` times, so that loads hide behind the
+//! multiplications; at least eight accumulators hide the latency of each. Activations are read where they lie, through
+//! one pointer per pixel and tap: nothing is copied. `MR·NRV + NRV + 1` registers are live; one more and the compiler
+//! spills (7×4 does on AVX-512), hence the limits in [`max_rows`].
+
+#![allow(clippy::needless_range_loop, reason = "register tiles are indexed by pixel and vector")]
+
+use crate::simd::{self, Isa, Routine, Simd};
+
+/// What one call of a microkernel works on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    /// Pixel pointers: tap `t`, pixel `m` at `[t * rows_stride + m]`.
+    pub(super) rows: *const *const f32,
+    pub(super) rows_stride: usize,
+    /// Floats to skip behind every pointer.
+    pub(super) skip: usize,
+    pub(super) taps: usize,
+    /// Floats read behind every pointer.
+    pub(super) k: usize,
+    /// `[taps · k][NRV · LANES]` weights, 64-byte aligned.
+    pub(super) b: *const f32,
+    pub(super) c: *mut f32,
+    pub(super) ldc: usize,
+    /// Lanes of the last register that exist in `c`.
+    pub(super) last_lanes: usize,
+    /// What the sums start from: `NRV · LANES` floats, or null to continue from `c`.
+    pub(super) bias: *const f32,
+    /// Added to the bias, laid out as `c` with its own stride; may be null, and is not read when `bias` is null.
+    pub(super) residual: *const f32,
+    pub(super) ld_residual: usize,
+    /// Results are clamped to this range.
+    pub(super) range: [f32; 2],
+}
+
+/// A microkernel.
+pub(super) type Micro = unsafe fn(&Tile);
+
+/// The routine for one tile size.
+struct Kernel<const MR: usize, const NRV: usize>;
+
+impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
+    type Args = Tile;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(t: &Tile) {
+        // SAFETY: the caller of the microkernel vouches for every pointer of the tile.
+        unsafe {
+            let last = S::mask(t.last_lanes);
+            let mut acc = start::<S, MR, NRV>(t, last);
+            let mut b = t.b;
+            for tap in 0..t.taps {
+                let mut a = [std::ptr::null(); MR];
+                for m in 0..MR {
+                    a[m] = (*t.rows.add(tap * t.rows_stride + m)).add(t.skip);
+                }
+                let mut k = 0;
+                while k + 4 <= t.k {
+                    for step in 0..4 {
+                        accumulate::<S, MR, NRV>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
+                    }
+                    k += 4;
+                    b = b.add(4 * NRV * S::LANES);
+                }
+                while k < t.k {
+                    accumulate::<S, MR, NRV>(&mut acc, &a, k, b);
+                    k += 1;
+                    b = b.add(NRV * S::LANES);
+                }
+            }
+            finish::<S, MR, NRV>(t, last, &acc);
+        }
+    }
+}
+
+/// One step of k: `acc[m][v] += a[m][k] · b[v]`.
+#[inline(always)]
+unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
+    acc: &mut [[S::V; NRV]; MR],
+    a: &[*const f32; MR],
+    k: usize,
+    b: *const f32,
+) {
+    // SAFETY: as in `Kernel::run`.
+    unsafe {
+        let mut w = [S::zero(); NRV];
+        for v in 0..NRV {
+            w[v] = S::load(b.add(v * S::LANES));
+            S::prefetch(b.add(v * S::LANES).wrapping_add(PREFETCH));
+        }
+        for m in 0..MR {
+            let x = S::splat(*a[m].add(k));
+            for v in 0..NRV {
+                acc[m][v] = S::fma(x, w[v], acc[m][v]);
+            }
+        }
+    }
+}
+
+/// Floats ahead of the weights in use that are fetched into the first cache.
+const PREFETCH: usize = 512;
+
+/// The accumulators before the first product.
+#[inline(always)]
+unsafe fn start<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M) -> [[S::V; NRV]; MR] {
+    // SAFETY: as in `Kernel::run`.
+    unsafe {
+        let mut acc = [[S::zero(); NRV]; MR];
+        if !t.bias.is_null() {
+            for v in 0..NRV {
+                let bias = S::load(t.bias.add(v * S::LANES));
+                for row in &mut acc {
+                    row[v] = bias;
+                }
+            }
+            if !t.residual.is_null() {
+                for m in 0..MR {
+                    for v in 0..NRV {
+                        let at = t.residual.add(m * t.ld_residual + v * S::LANES);
+                        let r = if v + 1 < NRV { S::load(at) } else { S::load_masked(at, last) };
+                        acc[m][v] = S::add(acc[m][v], r);
+                    }
+                }
+            }
+        } else {
+            for m in 0..MR {
+                for v in 0..NRV {
+                    let at = t.c.add(m * t.ldc + v * S::LANES);
+                    acc[m][v] = if v + 1 < NRV { S::load(at) } else { S::load_masked(at, last) };
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Clamps and stores.
+#[inline(always)]
+unsafe fn finish<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M, acc: &[[S::V; NRV]; MR]) {
+    // SAFETY: as in `Kernel::run`.
+    unsafe {
+        let (least, most) = (S::splat(t.range[0]), S::splat(t.range[1]));
+        for m in 0..MR {
+            for v in 0..NRV {
+                let value = S::min(most, S::max(least, acc[m][v]));
+                let at = t.c.add(m * t.ldc + v * S::LANES);
+                if v + 1 < NRV {
+                    S::store(at, value);
+                } else {
+                    S::store_masked(at, value, last);
+                }
+            }
+        }
+    }
+}
+
+/// Most registers of output channels a tile has.
+pub(super) const fn max_vectors(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 4,
+        Isa::Avx2 | Isa::Scalar => 2,
+    }
+}
+
+/// Most pixels of a tile `vectors` registers wide.
+pub(super) const fn max_rows(isa: Isa, vectors: usize) -> usize {
+    match (isa, vectors) {
+        (Isa::Avx512, 4) => 6,
+        (Isa::Avx512, 3) => 9,
+        (Isa::Avx512, _) => 12,
+        (Isa::Avx2, 2) => 6,
+        (Isa::Avx2, _) => 8,
+        (Isa::Scalar, 2) => 4,
+        (Isa::Scalar, _) => 6,
+    }
+}
+
+/// The microkernel for `rows × vectors`, within the limits above.
+pub(super) fn micro(isa: Isa, rows: usize, vectors: usize) -> Micro {
+    macro_rules! table {
+        ($isa:ty, $($vectors:literal: $($rows:literal)*;)*) => {
+            match (rows, vectors) {
+                $($(($rows, $vectors) => simd::routine::<$isa, Kernel<$rows, $vectors>>(),)*)*
+                _ => unreachable!("no {rows}×{vectors} microkernel for {}", isa.name()),
+            }
+        };
+    }
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => table! {
+            simd::Avx512,
+            4: 1 2 3 4 5 6;
+            3: 1 2 3 4 5 6 7 8 9;
+            2: 1 2 3 4 5 6 7 8 9 10 11 12;
+            1: 1 2 3 4 5 6 7 8 9 10 11 12;
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => table! { simd::Avx2, 2: 1 2 3 4 5 6; 1: 1 2 3 4 5 6 7 8; },
+        _ => table! { simd::Scalar, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
+    }
+}

@@ -1,0 +1,323 @@
+//! The matrix product under almost every convolution: `C = activation(A · B + bias + residual)`.
+//!
+//! `A` is never copied: its rows are found through a table of pointers, one per pixel and tap, so that a convolution
+//! with any window, stride, dilation and padding is a matrix product over the image where it lies (Dukhan, *The Indirect
+//! Convolution Algorithm*, 2019). Pixels in the padding point to a row of zeros. `B`, the weights, is packed once into
+//! panels of up to four registers of output channels: `[panel][tap][k][lane]`.
+//!
+//! ```text
+//! for panel:  for piece of k:  for tile of rows:  microkernel
+//! ```
+//!
+//! A piece of a weight panel fits the second cache beside the rows of `A`, so it is read from memory once and then used
+//! for every tile of rows. Partial sums wait in `C`. Every element of `C` is summed in the same order whatever the
+//! tiling, so results do not depend on how the rows are split among threads.
+
+#![allow(unsafe_code, reason = "drives microkernels on raw pointers")]
+
+mod micro;
+#[cfg(test)]
+mod tests;
+
+use crate::activation::Activation;
+use crate::simd::{self, Isa, Simd, Task};
+use crate::tensor::AlignedBuf;
+use micro::{Micro, Tile};
+use std::ops::Range;
+
+/// The extent of a product: rows of `A` are `taps` runs of `k` floats each, rows of `C` have `n`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Runs per row of `A`.
+    pub taps: usize,
+    /// Floats per run.
+    pub k: usize,
+    /// Columns of `C`.
+    pub n: usize,
+}
+
+/// Where the rows of `A` lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows {
+    /// The run of tap `t`, row `m` starts at `table[t · stride + m] + skip`.
+    pub table: *const *const f32,
+    /// Pointers from one tap to the next.
+    pub stride: usize,
+    /// Floats skipped behind every pointer.
+    pub skip: usize,
+}
+
+/// Where the rows of `C` lie: row `m` starts at `c + m · ld`.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// The first element.
+    pub c: *mut f32,
+    /// Floats from row to row.
+    pub ld: usize,
+    /// The first element of what is added before the activation, or null. May equal `c` (with the same stride).
+    pub residual: *const f32,
+    /// Floats from row to row of the residual.
+    pub ld_residual: usize,
+}
+
+impl Target {
+    /// Rows that are stored without anything added.
+    pub fn plain(c: *mut f32, ld: usize) -> Self {
+        Target { c, ld, residual: std::ptr::null(), ld_residual: 0 }
+    }
+}
+
+/// Neighbouring output channels that are computed together.
+#[derive(Debug, Clone, Copy)]
+struct Panel {
+    /// First output channel.
+    start: usize,
+    /// Output channels.
+    len: usize,
+    /// Registers they fill.
+    vectors: usize,
+    /// First float of the weights.
+    weights: usize,
+}
+
+/// Part of the sum over taps and k, over which a panel's weights fit in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    taps: Range<usize>,
+    k: Range<usize>,
+}
+
+/// A product with its right-hand side packed.
+pub struct Gemm {
+    isa: Isa,
+    extent: Extent,
+    panels: Vec<Panel>,
+    pieces: Vec<Piece>,
+    weights: AlignedBuf,
+    /// One value per lane of every panel.
+    bias: AlignedBuf,
+    activation: Option<Activation>,
+    /// Microkernels by registers and rows, both counted from one.
+    micros: Vec<Vec<Micro>>,
+}
+
+impl Gemm {
+    /// Packs `weight(tap, k, n)` and `bias[n]` (zeros without).
+    pub fn new(
+        extent: Extent,
+        weight: impl Fn(usize, usize, usize) -> f32,
+        bias: Option<&[f32]>,
+        activation: Option<Activation>,
+        isa: Isa,
+    ) -> Self {
+        assert!(extent.n > 0 && bias.is_none_or(|b| b.len() == extent.n));
+        let lanes = isa.lanes();
+        let panels = cut_panels(extent, isa);
+        let total = panels.last().map_or(0, |p| p.weights + extent.taps * extent.k * p.vectors * lanes);
+        let mut weights = AlignedBuf::zeros(total);
+        let mut padded_bias = AlignedBuf::zeros(extent.n.next_multiple_of(lanes));
+        if let Some(bias) = bias {
+            padded_bias[..extent.n].copy_from_slice(bias);
+        }
+        for panel in &panels {
+            let width = panel.vectors * lanes;
+            let rows = weights[panel.weights..].chunks_exact_mut(width);
+            for (row, values) in rows.take(extent.taps * extent.k).enumerate() {
+                let (tap, k) = (row / extent.k, row % extent.k);
+                for (i, value) in values[..panel.len].iter_mut().enumerate() {
+                    *value = weight(tap, k, panel.start + i);
+                }
+            }
+        }
+        let widest = panels[0].vectors;
+        let micros = (1..=widest)
+            .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
+            .collect();
+        let pieces = cut_pieces(extent, widest * lanes);
+        Gemm { isa, extent, panels, pieces, weights, bias: padded_bias, activation, micros }
+    }
+
+    /// Number of panels: the finest grain at which columns of `C` can be computed separately.
+    pub fn panels(&self) -> usize {
+        self.panels.len()
+    }
+
+    /// Taps, k and columns.
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// The instruction set it was packed for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes of packed weights and biases.
+    pub fn resident_bytes(&self) -> usize {
+        4 * (self.weights.len() + self.bias.len())
+    }
+
+    /// The tile of the microkernel most work is done by, for example `6x4`.
+    pub fn tile_name(&self) -> String {
+        let vectors = self.panels[0].vectors;
+        format!("{}x{vectors}", micro::max_rows(self.isa, vectors))
+    }
+
+    /// Computes `m` rows of the columns of `panels`.
+    ///
+    /// # Safety
+    /// - all `taps · m` pointers of `rows` are readable for `skip + k` floats;
+    /// - `m` rows of `n` floats are writable at `target.c`, and readable at the residual if there is one;
+    /// - they do not overlap what `rows` points to.
+    pub unsafe fn run(&self, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
+        let lanes = self.isa.lanes();
+        for panel in &self.panels[panels] {
+            let width = panel.vectors * lanes;
+            let micros = &self.micros[panel.vectors - 1];
+            for (i, piece) in self.pieces.iter().enumerate() {
+                let (first, last) = (i == 0, i + 1 == self.pieces.len());
+                // SAFETY: the weights were packed for every tap, k and panel; `panel.start` is a column.
+                let tile = unsafe {
+                    let at = panel.weights + (piece.taps.start * self.extent.k + piece.k.start) * width;
+                    Tile {
+                        rows: rows.table.add(piece.taps.start * rows.stride),
+                        rows_stride: rows.stride,
+                        skip: rows.skip + piece.k.start,
+                        taps: piece.taps.len(),
+                        k: piece.k.len(),
+                        b: self.weights.as_ptr().add(at),
+                        c: target.c.add(panel.start),
+                        ldc: target.ld,
+                        last_lanes: panel.len - (panel.vectors - 1) * lanes,
+                        bias: if first { self.bias.as_ptr().add(panel.start) } else { std::ptr::null() },
+                        residual: target.residual.wrapping_add(if target.residual.is_null() { 0 } else { panel.start }),
+                        ld_residual: target.ld_residual,
+                        range: if last { clamp_of(self.activation) } else { [f32::NEG_INFINITY, f32::INFINITY] },
+                    }
+                };
+                // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
+                unsafe { sweep(m, tile, micros) };
+            }
+            if let Some(activation) = self.activation.filter(|&a| !is_clamp(a)) {
+                // SAFETY: these are the elements just written.
+                unsafe {
+                    let c = target.c.add(panel.start);
+                    self.isa.run(Activate { activation, c, ld: target.ld, rows: m, columns: panel.len });
+                }
+            }
+        }
+    }
+}
+
+/// Runs the microkernel over `m` rows in tiles of nearly equal height, so that none is too low to hide latencies.
+///
+/// # Safety
+/// As [`Gemm::run`] for the columns of `tile`.
+unsafe fn sweep(m: usize, tile: Tile, micros: &[Micro]) {
+    let tiles = m.div_ceil(micros.len());
+    let mut from = 0;
+    for i in 1..=tiles {
+        let to = i * m / tiles;
+        // SAFETY: `from < to ≤ m` and `to - from ≤ micros.len()`.
+        unsafe {
+            let residual = tile.residual;
+            let part = Tile {
+                rows: tile.rows.add(from),
+                c: tile.c.add(from * tile.ldc),
+                residual: if residual.is_null() { residual } else { residual.add(from * tile.ld_residual) },
+                ..tile
+            };
+            micros[to - from - 1](&part);
+        }
+        from = to;
+    }
+}
+
+/// Whether the microkernel itself can apply it.
+const fn is_clamp(activation: Activation) -> bool {
+    matches!(activation, Activation::Relu | Activation::Relu6)
+}
+
+/// The range an activation clamps to.
+const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
+    match activation {
+        Some(Activation::Relu) => [0.0, f32::INFINITY],
+        Some(Activation::Relu6) => [0.0, 6.0],
+        _ => [f32::NEG_INFINITY, f32::INFINITY],
+    }
+}
+
+/// Cuts `n` columns into panels whose widths differ by one register at most.
+fn cut_panels(extent: Extent, isa: Isa) -> Vec<Panel> {
+    let lanes = isa.lanes();
+    let registers = extent.n.div_ceil(lanes);
+    let count = registers.div_ceil(micro::max_vectors(isa));
+    let mut weights = 0;
+    // Rounded up, so that the first is as wide as any.
+    let bounds = (0..=count).map(|i| (i * registers).div_ceil(count)).collect::<Vec<_>>();
+    bounds
+        .windows(2)
+        .map(|b| {
+            let (start, vectors) = (b[0] * lanes, b[1] - b[0]);
+            let panel = Panel { start, len: (vectors * lanes).min(extent.n - start), vectors, weights };
+            weights += extent.taps * extent.k * vectors * lanes;
+            panel
+        })
+        .collect()
+}
+
+/// Bytes of a panel's weights that one sweep over the rows uses.
+const PIECE_BYTES: usize = 192 << 10;
+
+/// Cuts the sum into pieces whose weights fit the cache: several taps, or part of one.
+fn cut_pieces(extent: Extent, width: usize) -> Vec<Piece> {
+    let Extent { taps, k, .. } = extent;
+    let budget = PIECE_BYTES / (4 * width);
+    // A little over the budget is cheaper than another pass over C.
+    if taps * k <= budget + budget / 2 {
+        return vec![Piece { taps: 0..taps, k: 0..k }];
+    }
+    if k >= budget {
+        let parts = (k / budget).max(1);
+        let cut = |i: usize| (i * k / parts).next_multiple_of(4).min(k);
+        return (0..taps)
+            .flat_map(|tap| (0..parts).map(move |i| Piece { taps: tap..tap + 1, k: cut(i)..cut(i + 1) }))
+            .collect();
+    }
+    let parts = taps.div_ceil(budget / k);
+    (0..parts).map(|i| Piece { taps: i * taps / parts..(i + 1) * taps / parts, k: 0..k }).collect()
+}
+
+/// Applies a smooth activation in place: outside the microkernel, where it would be unrolled for every accumulator.
+#[derive(Clone, Copy)]
+struct Activate {
+    activation: Activation,
+    c: *mut f32,
+    ld: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl Task for Activate {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: `Gemm::run` passes elements it has just written.
+        unsafe {
+            let whole = self.columns / S::LANES * S::LANES;
+            let rest = S::mask(self.columns - whole);
+            for m in 0..self.rows {
+                let row = self.c.add(m * self.ld);
+                for i in (0..whole).step_by(S::LANES) {
+                    let v = simd::apply_activation::<S>(Some(self.activation), S::load(row.add(i)));
+                    S::store(row.add(i), v);
+                }
+                if whole < self.columns {
+                    let v = S::load_masked(row.add(whole), rest);
+                    S::store_masked(row.add(whole), simd::apply_activation::<S>(Some(self.activation), v), rest);
+                }
+            }
+        }
+    }
+}

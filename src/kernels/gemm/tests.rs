@@ -1,0 +1,25 @@
+use super::*;
+
+#[test]
+fn panels_cover_all_columns_with_nearly_equal_widths() {
+    for &isa in Isa::available() {
+        for n in [1, 3, 16, 17, 33, 64, 65, 100, 130, 400, 1000] {
+            let panels = cut_panels(Extent { taps: 2, k: 5, n }, isa);
+            assert_eq!(panels.iter().map(|p| p.len).sum::<usize>(), n);
+            assert!(panels.windows(2).all(|w| w[0].start + w[0].len == w[1].start));
+            let widths = panels.iter().map(|p| p.vectors);
+            assert_eq!(widths.clone().max(), Some(panels[0].vectors));
+            assert!(widths.clone().max().unwrap() - widths.min().unwrap() <= 1, "{n} on {}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn pieces_cover_taps_and_k_once_in_order() {
+    for (taps, k) in [(1, 10), (9, 64), (9, 512), (1, 25088), (9, 1000), (49, 300), (25, 7), (1, 1153)] {
+        let pieces = cut_pieces(Extent { taps, k, n: 64 }, 64);
+        let all = pieces.iter().flat_map(|p| p.taps.clone().flat_map(|t| p.k.clone().map(move |k| (t, k))));
+        assert!(all.eq((0..taps).flat_map(|t| (0..k).map(move |k| (t, k)))), "{taps}×{k}: {pieces:?}");
+        assert!(pieces.iter().all(|p| p.taps.len() * p.k.len() * 64 * 4 <= 2 * PIECE_BYTES), "{pieces:?}");
+    }
+}
