@@ -5,6 +5,7 @@ pub mod graph;
 pub mod inspect;
 pub mod kernels;
 pub mod layers;
+pub mod models;
 pub mod shape;
 pub mod simd;
 pub mod tensor;

@@ -179,7 +179,7 @@ impl Filters {
             return Err(Error::invalid(at, "a convolution needs at least 1 output channel, found 0"));
         }
         for (channels, side) in [(input, "input"), (self.out, "output")] {
-            if self.groups == 0 || channels % self.groups != 0 {
+            if self.groups == 0 || !channels.is_multiple_of(self.groups) {
                 let problem = format!("groups = {} does not divide {channels} {side} channels", self.groups);
                 return Err(Error::invalid(at, problem));
             }

@@ -116,7 +116,7 @@ impl Layer for DeformConv2d {
             Ok(weight) => weight,
             Err(error) => return x.fail_with(error),
         };
-        if offset_groups == 0 || x.channels() % offset_groups != 0 {
+        if offset_groups == 0 || !x.channels().is_multiple_of(offset_groups) {
             let channels = x.channels();
             return x.fail(format!("offset groups = {offset_groups} does not divide {channels} input channels"));
         }

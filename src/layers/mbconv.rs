@@ -16,7 +16,7 @@ use crate::tensor::Init;
 pub fn round_channels(channels: f64, divisor: usize, keep: f64) -> usize {
     let divisor = divisor.max(1);
     let rounded = ((channels + divisor as f64 / 2.0) as usize / divisor * divisor).max(divisor);
-    if (rounded as f64) < keep * channels { rounded + divisor } else { rounded }
+    if (rounded as f64) < keep * channels { rounded.saturating_add(divisor) } else { rounded }
 }
 
 /// MBConv, the inverted residual: 1×1 expansion → depthwise k×k → squeeze-and-excitation → 1×1 projection without

@@ -9,9 +9,9 @@ fn check(window: &Window, x: Node<'_>) -> Result<(), Error> {
     let at = x.path();
     window.validate(&at)?;
     let Padding::Symmetric(padding) = window.padding else { return Ok(()) };
-    for axis in 0..2 {
-        if padding[axis] > window.span(axis) / 2 {
-            let (found, span) = (padding[axis], window.span(axis));
+    for (axis, found) in padding.into_iter().enumerate() {
+        let span = window.span(axis);
+        if found > span / 2 {
             return Err(Error::invalid(at, format!("padding = {found} is over half of a window spanning {span}")));
         }
     }
