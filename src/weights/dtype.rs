@@ -12,7 +12,7 @@ pub enum Dtype {
     F16,
     /// bfloat16, 2 bytes: widened exactly.
     BF16,
-    /// IEEE double precision, 8 bytes: rounded to nearest.
+    /// IEEE double precision, 8 bytes: rounded to nearest; beyond the range of `f32` that is infinity, as in PyTorch.
     F64,
     /// Signed byte.
     I8,

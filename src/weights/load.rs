@@ -325,4 +325,28 @@ mod tests {
         assert_eq!((report.loaded, report.ignored.len()), (2, 1));
         assert_eq!(params.get(&format!("{norm}.weight")).unwrap().as_slice(), [4.0]);
     }
+
+    #[cfg(all(feature = "pth", feature = "safetensors"))]
+    #[test]
+    fn a_network_goes_through_a_file_and_back() {
+        let defs = [
+            def("conv.weight", &[2, 3, 2, 2], ParamKind::Weight, false),
+            def("conv.bias", &[2], ParamKind::Bias, false),
+            def("scale", &[], ParamKind::NormScale, false),
+            def("empty", &[0, 4], ParamKind::Weight, false),
+        ];
+        let (mut params, mut again) = (Params::blank(&defs), Params::blank(&defs));
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/weights/wrapped.pth");
+        let report = load_file(&mut params, file, &LoadOptions::strict(), &Limits::default()).unwrap();
+        assert_eq!((report.loaded, report.ignored.len()), (4, 5), "{report}");
+
+        let saved = std::env::temp_dir().join(format!("convzoo-params-{}.safetensors", std::process::id()));
+        let state = StateDict::from_params(&params, "network").unwrap();
+        state.write_safetensors(&saved, Dtype::F32).unwrap();
+        let report = load_file(&mut again, &saved, &LoadOptions::strict(), &Limits::default()).unwrap();
+        std::fs::remove_file(&saved).unwrap();
+        assert_eq!(report.loaded, 4);
+        assert!(params.iter().zip(again.iter()).all(|(one, two)| one.1 == two.1));
+        assert_eq!(again.get("scale").unwrap().as_slice(), [1.5]);
+    }
 }

@@ -89,8 +89,8 @@ impl Default for Limits {
 impl StateDict {
     /// Reads a weight file of any supported format with the default [`Limits`].
     ///
-    /// A checkpoint that wraps its tensors (`state_dict`, `model`, ...) is unwrapped, and DataParallel's `module.` is
-    /// taken off when every name carries it.
+    /// A PyTorch checkpoint that wraps its tensors (`state_dict`, `model`, ...) is unwrapped, and DataParallel's `module.`
+    /// is taken off when every name in it carries it.
     ///
     /// # Errors
     /// The system's refusals; a file that is broken, hostile, of an unknown kind or of a kind whose feature is switched
