@@ -1,11 +1,24 @@
-//! convzoo
+//! The classic convolutional networks in pure Rust: exact where PyTorch is the yardstick, fast on a CPU, and written so
+//! that the architectures can be learned from the source.
+//!
+//! A model is drawn once, as a static graph; everything else reads the drawing: the naive [`exec::reference`] executor
+//! that defines what is correct, the [`Plan`] that makes it fast for one input shape, the summary, the weight loader.
+//!
+//! # Modules in reading order
+//!
+//! [`graph`] (the drawing) → [`layers`] (the vocabulary) → [`models`] (the papers) → [`exec`] (how a drawing is run) →
+//! [`weights`] and `vision` (the outside world) → [`kernels`] and [`simd`] (where the time goes).
+
 pub mod activation;
 pub mod error;
+pub mod exec;
 pub mod graph;
 pub mod inspect;
 pub mod kernels;
 pub mod layers;
+mod model;
 pub mod models;
+pub mod par;
 pub mod shape;
 pub mod simd;
 pub mod tensor;
@@ -15,5 +28,7 @@ pub mod weights;
 
 pub use activation::Activation;
 pub use error::{Error, LoadReport, Result};
+pub use exec::{Outputs, Plan, PlanOptions};
+pub use model::Model;
 pub use ndarray;
 pub use tensor::Tensor;

@@ -1,0 +1,91 @@
+//! Runs one evaluation on an array, so that anyone can compare with another framework.
+//!
+//! ```text
+//! cargo run --release --example parity -- --model resnet50 --weights resnet50.pth --input x.npy --out y.safetensors --taps
+//! ```
+//!
+//! No preprocessing happens: the array is what a PyTorch module's `forward` would be given. Writes the tensor `output`
+//! and, with `--taps`, `features.<name>` for every named layer, under the names PyTorch's modules have.
+
+#[path = "support/foreign.rs"]
+mod foreign;
+
+use clap::Parser;
+use convzoo::simd::Isa;
+use convzoo::weights::{Dtype, Limits, LoadOptions, StateDict, read_npy};
+use convzoo::{Error, Model, PlanOptions, Result, Tensor, models};
+use std::path::PathBuf;
+
+/// Runs one evaluation on an NCHW f32 array and writes the logits.
+#[derive(Parser)]
+struct Args {
+    /// Model of the registry.
+    #[arg(long)]
+    model: String,
+    /// Weight file: .safetensors, .pth or .npz.
+    #[arg(long)]
+    weights: PathBuf,
+    /// NCHW f32 array.
+    #[arg(long)]
+    input: PathBuf,
+    /// Where to write `output`, as safetensors.
+    #[arg(long)]
+    out: PathBuf,
+    /// Classes of the classifier [default: the model's].
+    #[arg(long)]
+    num_classes: Option<usize>,
+    /// Also write `features.<name>` for the layers named (comma-separated), or for every layer.
+    #[arg(long, num_args = 0..=1, default_missing_value = "*", value_delimiter = ',')]
+    taps: Vec<String>,
+    /// Compute with the naive reference executor in f64 instead of a plan.
+    #[arg(long)]
+    reference: bool,
+    /// Worker threads [default: all].
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print every step of the plan.
+    #[arg(long)]
+    explain: bool,
+}
+
+fn main() {
+    if let Err(error) = run(&Args::parse()) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let network = models::build(&args.model, args.num_classes)?;
+    let input = read_npy(&args.input)?;
+    let &[n, c, h, w] = input.shape() else {
+        let found = format!("{:?}", input.shape());
+        return Err(Error::mismatch(args.input.display().to_string(), "rank", "4 (n, c, h, w)", found));
+    };
+    let mut model = Model::blank_with_channels(c, &network)?;
+    let report =
+        model.load_with(&args.weights, &LoadOptions::strict().renamed(&foreign::rename), &Limits::default())?;
+    eprintln!("{} tensors loaded, {} ignored, isa {}", report.loaded, report.ignored.len(), Isa::detect().name());
+
+    let mut out = StateDict::new("parity");
+    if args.reference {
+        let value = model.reference::<f64>(&input)?;
+        let data: Vec<f32> = value.data.iter().map(|&v| v as f32).collect();
+        out.insert("output", Tensor::from_slice(&value.shape[..2], &data)?)?;
+    } else {
+        let mut options = args.threads.map_or(PlanOptions::new(), |t| PlanOptions::new().threads(t));
+        options = match args.taps.as_slice() {
+            [all] if all == "*" => options.all_scopes(),
+            names => names.iter().fold(options, PlanOptions::feature),
+        };
+        let mut plan = model.plan_with([n, c, h, w], &options)?;
+        if args.explain {
+            print!("{}", plan.explain());
+        }
+        for (i, (name, value)) in plan.run(&input)?.iter().enumerate() {
+            let name = if i == 0 { "output".to_owned() } else { format!("features.{name}") };
+            out.insert(name, value.clone())?;
+        }
+    }
+    out.write_safetensors(&args.out, Dtype::F32)
+}

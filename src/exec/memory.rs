@@ -1,0 +1,196 @@
+//! Where values live: concatenations as slices of one buffer, and all buffers in one arena by lifetime.
+
+use super::program::Program;
+use crate::graph::{NodeId, Op};
+use crate::kernels::Map;
+
+/// A value's place: a buffer, the first channel within it, and the map kernels see.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Place {
+    pub(super) buffer: usize,
+    /// Floats from the start of the buffer to the map's first element.
+    pub(super) offset: usize,
+    pub(super) map: Map,
+}
+
+/// The zero border of an input map that the packing step writes, `[above, left]`, and the padded size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Border {
+    pub(super) before: [usize; 2],
+    pub(super) size: [usize; 2],
+}
+
+/// Every value's place and every buffer's offset in the arena.
+pub(super) struct Layout {
+    places: Vec<Option<Place>>,
+    /// Offset of each buffer in the arena, in floats.
+    offsets: Vec<usize>,
+    /// Floats in the arena.
+    pub(super) len: usize,
+    /// Set if the input is packed with a border for the stem.
+    pub(super) border: Option<Border>,
+}
+
+struct Buffer {
+    len: usize,
+    /// Steps (unit positions) from the first write to the last read, inclusive.
+    first: usize,
+    last: usize,
+}
+
+/// The distance between pixels of a buffer of `c` channels: whole cache lines, and never a multiple of 4 KB, at which
+/// all pixels of a tile would fall into the same sets of the L1 cache.
+fn pixel_stride(c: usize, pixels: usize) -> usize {
+    if c < 16 || pixels == 1 {
+        return c;
+    }
+    let ld = c.next_multiple_of(16);
+    if (ld * 4).is_multiple_of(4096) { ld + 16 } else { ld }
+}
+
+impl Layout {
+    /// Places every value of `program`. `border` is the stem's wish for a padded input. Concatenations whose inputs all
+    /// write in place disappear; see [`Layout::copies`] for the others.
+    pub(super) fn new(program: &Program, border: Option<Border>) -> Self {
+        let mut places: Vec<Option<Place>> = vec![None; program.shapes.len()];
+        let mut buffers = Vec::new();
+        let input = program.units.iter().find(|u| matches!(u.op, Op::Input { .. })).map(|u| u.output);
+        // From the last to the first, so that a concatenation inside another one is placed as a slice of it.
+        for unit in program.units.iter().rev() {
+            let shape = program.shape(unit.output);
+            let place = *places[unit.output.index()].get_or_insert_with(|| match border {
+                Some(border) if Some(unit.output) == input => padded(shape, border, &mut buffers),
+                _ => fresh(shape, &mut buffers),
+            });
+            if !matches!(unit.op, Op::Concat) {
+                continue;
+            }
+            let mut offset = 0;
+            for &value in &unit.inputs {
+                let [n, c, h, w] = program.shape(value);
+                if places[value.index()].is_none() && Some(value) != input {
+                    let map = Map::new([n, h, w, c], place.map.ld);
+                    places[value.index()] = Some(Place { buffer: place.buffer, offset: place.offset + offset, map });
+                }
+                offset += c;
+            }
+        }
+        let offsets;
+        let len;
+        lifetimes(program, &places, &mut buffers);
+        (offsets, len) = pack(&buffers);
+        Layout { places, offsets, len, border }
+    }
+
+    /// Where a value lives.
+    pub(super) fn place(&self, value: NodeId) -> Place {
+        self.places[value.index()].expect("every value of the program has been placed")
+    }
+
+    /// Offset of a value's first element in the arena.
+    pub(super) fn address(&self, value: NodeId) -> usize {
+        let place = self.place(value);
+        self.offsets[place.buffer] + place.offset
+    }
+
+    /// The inputs of a concatenation that could not be written in place, each with the place it must be copied to.
+    pub(super) fn copies(&self, program: &Program, inputs: &[NodeId], output: NodeId) -> Vec<(NodeId, usize, Map)> {
+        let whole = self.place(output);
+        let mut offset = 0;
+        let mut copies = Vec::new();
+        for &value in inputs {
+            let [n, c, h, w] = program.shape(value);
+            let there = Place {
+                buffer: whole.buffer,
+                offset: whole.offset + offset,
+                map: Map::new([n, h, w, c], whole.map.ld),
+            };
+            if self.place(value) != there {
+                copies.push((value, self.offsets[there.buffer] + there.offset, there.map));
+            }
+            offset += c;
+        }
+        copies
+    }
+}
+
+fn fresh([n, c, h, w]: [usize; 4], buffers: &mut Vec<Buffer>) -> Place {
+    let map = Map::new([n, h, w, c], pixel_stride(c, n * h * w));
+    buffers.push(Buffer { len: map.extent(), first: usize::MAX, last: 0 });
+    Place { buffer: buffers.len() - 1, offset: 0, map }
+}
+
+fn padded([n, c, ..]: [usize; 4], border: Border, buffers: &mut Vec<Buffer>) -> Place {
+    let map = Map::dense([n, border.size[0], border.size[1], c]);
+    buffers.push(Buffer { len: map.extent(), first: usize::MAX, last: 0 });
+    Place { buffer: buffers.len() - 1, offset: 0, map }
+}
+
+fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer]) {
+    let mut touch = |value: NodeId, step: usize| {
+        let Some(place) = places[value.index()] else { return };
+        let buffer = &mut buffers[place.buffer];
+        buffer.first = buffer.first.min(step);
+        buffer.last = buffer.last.max(step);
+    };
+    for (step, unit) in program.units.iter().enumerate() {
+        touch(unit.output, step);
+        unit.reads().for_each(|value| touch(value, step));
+    }
+    // What leaves the plan is copied out after the last unit.
+    program.wanted.iter().for_each(|&value| touch(value, program.units.len()));
+}
+
+/// Largest first, each at the lowest offset that no buffer alive at the same time covers.
+fn pack(buffers: &[Buffer]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..buffers.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].len), i));
+    let mut offsets = vec![0; buffers.len()];
+    let mut placed: Vec<usize> = Vec::new();
+    let mut len = 0;
+    for i in order {
+        let mut busy: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|&&j| buffers[j].first <= buffers[i].last && buffers[i].first <= buffers[j].last)
+            .map(|&j| (offsets[j], offsets[j] + buffers[j].len))
+            .collect();
+        busy.sort_unstable();
+        let mut at = 0;
+        for (start, end) in busy {
+            if at + buffers[i].len <= start {
+                break;
+            }
+            at = at.max(end.next_multiple_of(16));
+        }
+        offsets[i] = at;
+        len = len.max(at + buffers[i].len);
+        placed.push(i);
+    }
+    (offsets, len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_alive_together_never_overlap_and_dead_ones_are_reused() {
+        let lives = [(100, 0, 1), (50, 1, 2), (100, 2, 3), (7, 0, 3), (30, 3, 4)];
+        let buffers: Vec<Buffer> = lives.iter().map(|&(len, first, last)| Buffer { len, first, last }).collect();
+        let (offsets, len) = pack(&buffers);
+        for i in 0..buffers.len() {
+            for j in 0..i {
+                let (a, b) = (&buffers[i], &buffers[j]);
+                let together = a.first <= b.last && b.first <= a.last;
+                let apart = offsets[i] + a.len <= offsets[j] || offsets[j] + b.len <= offsets[i];
+                assert!(!together || apart, "{i} and {j} overlap");
+            }
+        }
+        assert!(len < 100 + 50 + 100 + 7, "nothing was reused: {len}");
+    }
+
+    #[test]
+    fn pixels_never_lie_a_multiple_of_4096_bytes_apart() {
+        assert_eq!([3, 16, 100, 1024, 2048].map(|c| pixel_stride(c, 49)), [3, 16, 112, 1040, 2064]);
+    }
+}

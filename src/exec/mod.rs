@@ -1,0 +1,17 @@
+//! Turning a drawing into numbers.
+//!
+//! Two executors read the same [`Graph`](crate::graph::Graph): [`reference`] computes it node by node, naively, in `f64`
+//! or `f32`, and is the definition of correct; [`Plan`] lowers it for one input shape: prunes what evaluation does not
+//! need, folds and fuses (`passes/`), places every value in one arena (`memory`), prepares a kernel per step
+//! (`prepare`), and then runs that flat list without allocating (`run`).
+
+mod memory;
+mod passes;
+mod plan;
+mod prepare;
+mod program;
+pub mod reference;
+mod run;
+
+pub use plan::{Plan, PlanOptions};
+pub use run::Outputs;

@@ -1,0 +1,22 @@
+//! Rewrites of the lowered program, one per file, in the order they run.
+//!
+//! Each pass looks for one pattern, and where the pattern is there but the rewrite may not fire it leaves a note that
+//! `explain()` prints.
+
+mod fold_norm;
+mod fuse_activation;
+mod fuse_residual;
+mod identities;
+
+pub(super) use fold_norm::fold_affine;
+
+use super::program::Program;
+use crate::graph::Params;
+
+/// Runs every pass.
+pub(super) fn run(program: &mut Program, params: &Params) {
+    identities::run(program);
+    fold_norm::run(program, params);
+    fuse_residual::run(program);
+    fuse_activation::run(program);
+}

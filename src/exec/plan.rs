@@ -1,0 +1,189 @@
+//! The evaluation planner: from a drawing, its parameters and one input shape to a list of prepared steps.
+
+use super::memory::{Border, Layout};
+use super::passes;
+use super::prepare::{self, Step};
+use super::program::{Note, Program};
+use super::run::Runner;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, NodeId, Op, Params, Role};
+use crate::par::{Team, default_threads};
+use crate::simd::Isa;
+use crate::tensor::Tensor;
+use std::fmt::Write as _;
+
+/// What a plan should compute, and with what.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    threads: Option<usize>,
+    isa: Option<Isa>,
+    features: Vec<String>,
+    all_scopes: bool,
+}
+
+impl PlanOptions {
+    /// The defaults: as many threads as the scheduler grants, the best instruction set the CPU has, no features.
+    pub fn new() -> Self {
+        PlanOptions::default()
+    }
+
+    /// Workers, the calling thread included; 1 never touches a thread pool. Results do not depend on it.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Uses an instruction set other than the best one.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// Also computes the feature or scope `name` (`stage2`, `layer1.0.conv1`, …). What is asked for is not fused away.
+    pub fn feature(mut self, name: impl Into<String>) -> Self {
+        self.features.push(name.into());
+        self
+    }
+
+    /// Also computes what every named scope ends in: slow, for comparing layer by layer with another framework.
+    pub fn all_scopes(mut self) -> Self {
+        self.all_scopes = true;
+        self
+    }
+}
+
+/// One network, one input shape, ready to run.
+///
+/// Auxiliary heads and dead branches are gone, batch norm is folded, activations and residual sums are fused into the
+/// convolutions, concatenations are written in place, weights are packed, and every value lies in one arena. Running
+/// allocates nothing.
+pub struct Plan {
+    pub(super) input: [usize; 4],
+    pub(super) steps: Vec<Step>,
+    pub(super) outputs: Vec<(String, Tensor)>,
+    pub(super) runner: Runner,
+    notes: Vec<Note>,
+    isa: Isa,
+    weight_bytes: usize,
+}
+
+impl Plan {
+    /// Plans `graph` with the values `params` for inputs of shape `[n, c, h, w]`.
+    ///
+    /// # Errors
+    /// A shape the network cannot take (the layer and both numbers are named), an unknown feature, no threads.
+    pub fn new(graph: &Graph, params: &Params, input: [usize; 4], options: &PlanOptions) -> Result<Self> {
+        let threads = options.threads.unwrap_or_else(default_threads);
+        if threads == 0 || threads > 4096 {
+            return Err(Error::mismatch("plan", "threads", "1 to 4096", threads));
+        }
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        if !Isa::available().contains(&isa) {
+            return Err(Error::invalid("plan", format!("this CPU does not have {}", isa.name())));
+        }
+        let wanted = wanted(graph, options)?;
+        let shapes = graph.shapes(input, false)?;
+        let ids = wanted.iter().map(|(_, id)| *id).collect();
+        let mut program = Program::lower(graph, shapes, ids)?;
+        passes::run(&mut program, params);
+        let layout = Layout::new(&program, stem_border(&program));
+        let steps = prepare::steps(&mut program, &layout, params, isa)?;
+        let outputs = wanted.into_iter().zip(&program.wanted);
+        let outputs = outputs.map(|((name, id), _)| {
+            let vector = graph.node(id).drawn.size == crate::graph::Size::Vector;
+            let shape = program.shape(id);
+            Ok((name, Tensor::try_zeros(if vector { &shape[..2] } else { &shape })?))
+        });
+        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let weight_bytes = steps.iter().map(|s| s.kernel.resident_bytes()).sum();
+        let runner = Runner::new(Team::new(threads), &steps, layout.len, outputs.len())?;
+        Ok(Plan { input, steps, outputs, runner, notes: program.notes, isa, weight_bytes })
+    }
+
+    /// The input shape `[n, c, h, w]`.
+    pub fn input_shape(&self) -> [usize; 4] {
+        self.input
+    }
+
+    /// Workers.
+    pub fn threads(&self) -> usize {
+        self.runner.team.threads()
+    }
+
+    /// Bytes of activations: the arena.
+    pub fn arena_bytes(&self) -> usize {
+        self.runner.arena_bytes()
+    }
+
+    /// Bytes of packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    /// Every step with its shape, kernel and what was fused into it; then each rewrite that did not fire, and why.
+    pub fn explain(&self) -> String {
+        let mut text = String::new();
+        let [n, c, h, w] = self.input;
+        let _ = writeln!(
+            text,
+            "plan for [{n}, {c}, {h}, {w}] · {} · {} threads · {} steps · arena {:.1} MiB · packed weights {:.1} MiB",
+            self.isa.name(),
+            self.threads(),
+            self.steps.len(),
+            self.arena_bytes() as f64 / 1048576.0,
+            self.weight_bytes as f64 / 1048576.0
+        );
+        let width = self.steps.iter().map(|s| s.path.len()).max().unwrap_or(0).max(4);
+        for (i, step) in self.steps.iter().enumerate() {
+            let shape = format!("{:?}", step.shape);
+            let fused = if step.fused.is_empty() { String::new() } else { format!("  + {}", step.fused.join(", ")) };
+            let kernel = step.kernel.name();
+            let tiles = step.kernel.tiles();
+            let _ = writeln!(text, "{i:4}  {:width$}  {shape:20}  {kernel} ({tiles} tiles){fused}", step.path);
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note  {:width$}  {}", note.path, note.text);
+        }
+        text
+    }
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plan({:?}, {} steps, {})", self.input, self.steps.len(), self.isa.name())
+    }
+}
+
+/// The primary output, then what the options ask for, without repetition.
+fn wanted(graph: &Graph, options: &PlanOptions) -> Result<Vec<(String, NodeId)>> {
+    let primary = graph.outputs().iter().filter(|o| o.role == Role::Primary);
+    let mut wanted: Vec<(String, NodeId)> = primary.map(|o| (o.name.clone(), o.node)).collect();
+    for name in &options.features {
+        wanted.push((name.clone(), graph.find(name)?));
+    }
+    if options.all_scopes {
+        let roots = graph.outputs().iter().filter(|o| !matches!(o.role, Role::Auxiliary { .. })).map(|o| o.node);
+        let live = graph.reachable(roots);
+        wanted.extend(graph.scopes().filter(|(_, id)| live[id.index()]).map(|(path, id)| (path.to_owned(), id)));
+    }
+    let mut seen = std::collections::HashSet::new();
+    wanted.retain(|(name, _)| seen.insert(name.clone()));
+    Ok(wanted)
+}
+
+/// If the image goes into nothing but one convolution of few channels, the packing step writes that convolution's zero
+/// border too, and a row of its kernel becomes one contiguous run of taps.
+fn stem_border(program: &Program) -> Option<Border> {
+    let image = program.units.iter().find(|u| matches!(u.op, Op::Input { .. }))?.output;
+    let mut readers = program.units.iter().filter(|u| u.reads().any(|v| v == image));
+    let (Some(stem), None) = (readers.next(), readers.next()) else { return None };
+    let [_, c, h, w] = program.shape(image);
+    let Op::Conv { window, groups: 1, .. } = &stem.op else { return None };
+    if c > 4 || window.dilation != [1, 1] || window.is_pointwise() || program.wanted.contains(&image) {
+        return None;
+    }
+    let placed = window.place([h, w], &stem.path).ok()?;
+    let reach = |axis: usize| (placed.output[axis] - 1) * window.stride[axis] + window.kernel[axis];
+    let size = [0, 1].map(|axis| reach(axis).max(placed.before[axis] + placed.input[axis]));
+    Some(Border { before: placed.before, size })
+}

@@ -1,0 +1,227 @@
+//! From units to steps: packs weights and prepares the kernel of each unit.
+
+use super::memory::Layout;
+use super::passes::fold_affine;
+use super::program::{Program, Unit};
+use crate::error::{Error, Result};
+use crate::graph::{NodeId, Op, ParamId, Params};
+use crate::kernels::{self, Epilogue, Kernel, MAX_INPUTS, Map, conv, conv::ConvSpec};
+use crate::shape::Window;
+use crate::simd::Isa;
+
+/// Where a kernel's pointer comes from when the plan runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Slot {
+    /// Not used.
+    None,
+    /// Floats from the start of the arena.
+    Arena(usize),
+    /// The caller's image.
+    Image,
+    /// An output tensor.
+    Output(usize),
+}
+
+/// A kernel and where it reads and writes.
+pub(super) struct Step {
+    pub(super) kernel: Box<dyn Kernel>,
+    /// `kernel.tiles()`, read at every run.
+    pub(super) tiles: usize,
+    pub(super) inputs: [Slot; MAX_INPUTS],
+    pub(super) output: Slot,
+    pub(super) path: String,
+    pub(super) shape: [usize; 4],
+    pub(super) fused: Vec<&'static str>,
+}
+
+/// Prepares every unit of `program`, then the copies of what leaves the plan.
+pub(super) fn steps(program: &mut Program, layout: &Layout, params: &Params, isa: Isa) -> Result<Vec<Step>> {
+    let mut maker = Maker { program, layout, params, isa, steps: Vec::new(), notes: Vec::new() };
+    for unit in &maker.program.units {
+        maker.unit(unit)?;
+    }
+    for (i, &value) in maker.program.wanted.iter().enumerate() {
+        let kernel = kernels::layout::to_nchw(layout.place(value).map, isa);
+        let mut step = maker.step(Box::new(kernel), "output", value);
+        step.inputs[0] = Slot::Arena(layout.address(value));
+        step.output = Slot::Output(i);
+        maker.steps.push(step);
+    }
+    let Maker { steps, notes, .. } = maker;
+    notes.into_iter().for_each(|(path, text)| program.note(&path, text));
+    Ok(steps)
+}
+
+struct Maker<'a> {
+    program: &'a Program,
+    layout: &'a Layout,
+    params: &'a Params,
+    isa: Isa,
+    steps: Vec<Step>,
+    notes: Vec<(String, String)>,
+}
+
+impl Maker<'_> {
+    fn map(&self, value: NodeId) -> Map {
+        self.layout.place(value).map
+    }
+
+    /// A step that writes `value`; its inputs are still to be set.
+    fn step(&self, kernel: Box<dyn Kernel>, path: &str, value: NodeId) -> Step {
+        Step {
+            tiles: kernel.tiles(),
+            kernel,
+            inputs: [Slot::None; MAX_INPUTS],
+            output: Slot::Arena(self.layout.address(value)),
+            path: path.to_owned(),
+            shape: self.program.shape(value),
+            fused: Vec::new(),
+        }
+    }
+
+    /// Adds the step of `unit`: `kernel` reads the unit's inputs in order and, at `residual`, its residual.
+    fn push(&mut self, unit: &Unit, kernel: Box<dyn Kernel>, residual: usize) {
+        let mut step = self.step(kernel, &unit.path, unit.output);
+        for (slot, &value) in step.inputs.iter_mut().zip(&unit.inputs) {
+            *slot = Slot::Arena(self.layout.address(value));
+        }
+        if let Some(value) = unit.residual {
+            step.inputs[residual] = Slot::Arena(self.layout.address(value));
+        }
+        step.fused.clone_from(&unit.fused);
+        self.steps.push(step);
+    }
+
+    fn unit(&mut self, unit: &Unit) -> Result<()> {
+        let isa = self.isa;
+        let y = self.map(unit.output);
+        let Some(&input) = unit.inputs.first() else { return self.image(unit) };
+        let x = self.map(input);
+        let place = |window: &Window| window.place([x.h, x.w], &unit.path);
+        let kernel: Box<dyn Kernel> = match &unit.op {
+            Op::Input { .. } => return self.image(unit),
+            Op::Conv { .. } => return self.conv(unit),
+            Op::DeformConv { .. } => return self.deform(unit),
+            Op::Linear { weight, bias } => {
+                let (weight, bias) = self.weights(unit, *weight, *bias);
+                let spec =
+                    conv::LinearSpec { n: x.n, input: [x.c, x.ld], output: [y.c, y.ld], activation: unit.activation };
+                conv::linear(&spec, &weight, bias.as_deref(), isa)
+            }
+            Op::BatchNorm { .. } => {
+                let affine = fold_affine(&unit.op, self.params).expect("the operation is a batch norm");
+                let [scale, shift] =
+                    [affine.scale, affine.shift].map(|v| v.iter().map(|&v| v as f32).collect::<Vec<_>>());
+                Box::new(kernels::norm::scale_shift(x, y, &scale, &shift, unit.activation, isa))
+            }
+            Op::LocalResponseNorm { size, alpha, beta, k } => {
+                let [alpha, beta, k] = [*alpha, *beta, *k].map(f64::from);
+                let norm = kernels::naive::LocalResponse { size: *size, alpha, beta, k };
+                Box::new(kernels::norm::local_response(x, y, norm, isa))
+            }
+            Op::MaxPool { window } => Box::new(kernels::pool::max(x, y, *window, place(window)?, isa)),
+            Op::AvgPool { window, count_include_pad } => {
+                Box::new(kernels::pool::average(x, y, *window, place(window)?, *count_include_pad, isa))
+            }
+            Op::AdaptiveAvgPool { .. } => Box::new(kernels::pool::adaptive_average(x, y, isa)),
+            Op::Activation(function) => Box::new(kernels::activation::activation(x, y, *function, isa)),
+            Op::Softmax => Box::new(kernels::softmax::softmax(x, y, isa)),
+            Op::Add => Box::new(kernels::elementwise::add(x, self.map(unit.inputs[1]), y, unit.activation, isa)),
+            Op::Mul => {
+                let gate = self.map(unit.inputs[1]);
+                match unit.residual.map(|value| self.map(value)) {
+                    None => Box::new(kernels::elementwise::multiply(x, gate, y, unit.activation, isa)),
+                    Some(r) => Box::new(kernels::elementwise::multiply_add(x, gate, r, y, unit.activation, isa)),
+                }
+            }
+            Op::Concat => return self.concat(unit),
+            Op::ChannelPad { before, .. } => Box::new(kernels::elementwise::channel_pad(x, y, *before, isa)),
+            Op::ChannelSlice { start, len } => {
+                let part = Map::new([x.n, x.h, x.w, *len], x.ld);
+                self.push(unit, Box::new(kernels::elementwise::copy(part, y, isa)), 0);
+                let last = self.steps.last_mut().expect("a step was just added");
+                last.inputs[0] = Slot::Arena(self.layout.address(input) + start);
+                return Ok(());
+            }
+            Op::Flatten => Box::new(kernels::layout::flatten(x, y, isa)),
+            Op::Dropout { .. } | Op::StochasticDepth { .. } => {
+                return Err(Error::invalid(&unit.path, "an identity was left in the program"));
+            }
+        };
+        self.push(unit, kernel, 2);
+        Ok(())
+    }
+
+    /// Packs the caller's NCHW image into channels-last memory, with the stem's border if it asked for one.
+    fn image(&mut self, unit: &Unit) -> Result<()> {
+        let [n, c, h, w] = self.program.shape(unit.output);
+        let before = self.layout.border.map_or([0; 2], |border| border.before);
+        let kernel = kernels::layout::from_nchw([n, c, h, w], self.map(unit.output), before, self.isa);
+        let mut step = self.step(Box::new(kernel), "input", unit.output);
+        step.inputs[0] = Slot::Image;
+        self.steps.push(step);
+        Ok(())
+    }
+
+    fn conv(&mut self, unit: &Unit) -> Result<()> {
+        let Op::Conv { weight, bias, window, groups } = unit.op else { unreachable!("called for convolutions only") };
+        let (spec, padded) = self.spec(unit, window, groups)?;
+        let (weight, bias) = self.weights(unit, weight, bias);
+        let kernel = match padded {
+            true => conv::rows(spec, &weight, bias.as_deref(), self.isa),
+            false => conv::choose(spec, &weight, bias.as_deref(), self.isa),
+        };
+        self.push(unit, kernel, 1);
+        Ok(())
+    }
+
+    fn deform(&mut self, unit: &Unit) -> Result<()> {
+        Err(Error::invalid(&unit.path, "deformable convolution runs in the reference executor only"))
+    }
+
+    /// The geometry of a convolution, and whether its input carries the border already.
+    fn spec(&self, unit: &Unit, window: Window, groups: usize) -> Result<(ConvSpec, bool)> {
+        let value = unit.inputs[0];
+        let [_, _, h, w] = self.program.shape(value);
+        let mut placed = window.place([h, w], &unit.path)?;
+        let input = self.map(value);
+        let padded = [input.h, input.w] != [h, w] || (self.layout.border.is_some() && self.is_image(value));
+        if padded {
+            placed.before = [0; 2];
+            placed.input = [input.h, input.w];
+        }
+        let residual = unit.residual.map(|value| self.map(value).ld);
+        let epilogue = Epilogue { activation: unit.activation, residual };
+        Ok((ConvSpec { input, output: self.map(unit.output), window, placed, groups, epilogue }, padded))
+    }
+
+    fn is_image(&self, value: NodeId) -> bool {
+        self.program.units.iter().any(|u| u.output == value && matches!(u.op, Op::Input { .. }))
+    }
+
+    /// Weight and bias with a folded norm worked in: `s·(Wx + b) + t = (s·W)x + (s·b + t)`, in f64, rounded once.
+    fn weights(&self, unit: &Unit, weight: ParamId, bias: Option<ParamId>) -> (Vec<f32>, Option<Vec<f32>>) {
+        let weight = self.params.value(weight).as_slice();
+        let bias = bias.map(|id| self.params.value(id).as_slice());
+        let Some(affine) = &unit.affine else { return (weight.to_vec(), bias.map(<[f32]>::to_vec)) };
+        let rows = weight.chunks(weight.len() / affine.scale.len()).zip(&affine.scale);
+        let folded = rows.flat_map(|(row, &s)| row.iter().map(move |&w| (f64::from(w) * s) as f32)).collect();
+        let per_channel = affine.scale.iter().zip(&affine.shift).enumerate();
+        let shift = per_channel.map(|(c, (s, t))| (bias.map_or(0.0, |b| f64::from(b[c])) * s + t) as f32).collect();
+        (folded, Some(shift))
+    }
+
+    /// Copies the inputs that could not be written in place; usually none.
+    fn concat(&mut self, unit: &Unit) -> Result<()> {
+        for (value, address, map) in self.layout.copies(self.program, &unit.inputs, unit.output) {
+            let kernel = kernels::elementwise::copy(self.map(value), map, self.isa);
+            let mut step = self.step(Box::new(kernel), &unit.path, unit.output);
+            step.inputs[0] = Slot::Arena(self.layout.address(value));
+            step.output = Slot::Arena(address);
+            self.steps.push(step);
+            self.notes
+                .push((unit.path.clone(), format!("concat copies {} channels: they already live elsewhere", map.c)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Running a plan: the file where the arena's memory is handed to kernels.
+#![allow(unsafe_code, reason = "kernels run on raw pointers into one arena; the layout proves them apart")]
+
+use super::plan::Plan;
+use super::prepare::{Slot, Step};
+use crate::error::{Error, Result};
+use crate::kernels::{Io, MAX_INPUTS};
+use crate::par::{Progress, Steps, Team};
+use crate::tensor::{AlignedBuf, Tensor};
+
+/// What a plan needs while running, allocated once.
+pub(super) struct Runner {
+    pub(super) team: Team,
+    arena: AlignedBuf,
+    /// One scratch area of `scratch_len` floats per worker.
+    scratch: AlignedBuf,
+    scratch_len: usize,
+    progress: Vec<Progress>,
+    outputs: Vec<Pointer>,
+}
+
+/// A place to write to, valid during one run.
+#[derive(Clone, Copy)]
+struct Pointer(*mut f32);
+
+// SAFETY: the pointer is only followed inside `Plan::run`, which holds the plan mutably.
+unsafe impl Send for Pointer {}
+// SAFETY: as above; workers write through it at disjoint tiles.
+unsafe impl Sync for Pointer {}
+
+impl Runner {
+    pub(super) fn new(team: Team, steps: &[Step], arena: usize, outputs: usize) -> Result<Self> {
+        let longest = steps.iter().map(|s| s.kernel.scratch()).max().unwrap_or(0);
+        let scratch_len = longest.next_multiple_of(16);
+        let buffer = |len: usize| {
+            let found = AlignedBuf::try_zeros(len);
+            found.ok_or_else(|| Error::invalid("plan", format!("no memory for {len} floats of activations")))
+        };
+        Ok(Runner {
+            arena: buffer(arena)?,
+            scratch: buffer(scratch_len * team.threads())?,
+            scratch_len,
+            progress: steps.iter().map(|_| Progress::default()).collect(),
+            outputs: vec![Pointer(std::ptr::null_mut()); outputs],
+            team,
+        })
+    }
+
+    pub(super) fn arena_bytes(&self) -> usize {
+        self.arena.len() * size_of::<f32>()
+    }
+}
+
+/// One run in progress.
+struct Run<'a> {
+    steps: &'a [Step],
+    image: *const f32,
+    arena: *mut f32,
+    scratch: *mut f32,
+    scratch_len: usize,
+    outputs: &'a [Pointer],
+}
+
+// SAFETY: workers follow the pointers only inside `compute`, at the disjoint tiles and scratch areas handed to them.
+unsafe impl Sync for Run<'_> {}
+
+impl Run<'_> {
+    fn address(&self, slot: Slot) -> *mut f32 {
+        match slot {
+            Slot::None => std::ptr::null_mut(),
+            // SAFETY: the layout keeps every address inside the arena.
+            Slot::Arena(offset) => unsafe { self.arena.add(offset) },
+            Slot::Image => self.image.cast_mut(),
+            Slot::Output(i) => self.outputs[i].0,
+        }
+    }
+}
+
+impl Steps for Run<'_> {
+    fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn tiles(&self, step: usize) -> usize {
+        self.steps[step].tiles
+    }
+
+    unsafe fn compute(&self, step: usize, tile: usize, worker: usize) {
+        let step = &self.steps[step];
+        let mut inputs = [std::ptr::null(); MAX_INPUTS];
+        inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot).cast_const());
+        let io = Io { inputs, output: self.address(step.output) };
+        // SAFETY: worker numbers are distinct, so the scratch areas are; the layout keeps maps that are alive at the
+        // same time apart and inside the arena; the image was checked to have the planned shape; nothing writes to it.
+        unsafe {
+            let scratch = std::slice::from_raw_parts_mut(self.scratch.add(worker * self.scratch_len), self.scratch_len);
+            step.kernel.run(tile, &io, scratch);
+        }
+    }
+}
+
+impl Plan {
+    /// Runs the network on a batch of the planned shape, `[n, c, h, w]`.
+    ///
+    /// The outputs borrow the plan's own memory: copy what must outlive the next run. NaN in the image is passed on
+    /// as arithmetic does.
+    pub fn run(&mut self, image: &Tensor) -> Result<Outputs<'_>> {
+        if image.shape() != self.input {
+            return Err(Error::mismatch("input", "shape", format!("{:?}", self.input), format!("{:?}", image.shape())));
+        }
+        let runner = &mut self.runner;
+        let tensors = self.outputs.iter_mut().map(|(_, tensor)| tensor.as_mut_slice().as_mut_ptr());
+        runner.outputs.iter_mut().zip(tensors).for_each(|(slot, pointer)| *slot = Pointer(pointer));
+        let run = Run {
+            steps: &self.steps,
+            image: image.as_slice().as_ptr(),
+            arena: runner.arena.as_mut_ptr(),
+            scratch: runner.scratch.as_mut_ptr(),
+            scratch_len: runner.scratch_len,
+            outputs: &runner.outputs,
+        };
+        // SAFETY: `run` upholds the contract of kernels as argued in `compute`, and `&mut self` keeps everyone else out.
+        unsafe { runner.team.run(&run, &runner.progress) };
+        Ok(Outputs { values: &self.outputs })
+    }
+}
+
+/// The outputs of one run, by name.
+#[derive(Debug, Clone, Copy)]
+pub struct Outputs<'a> {
+    values: &'a [(String, Tensor)],
+}
+
+impl<'a> Outputs<'a> {
+    /// The output or feature `name`: `[n, c]` for vectors, `[n, c, h, w]` for maps.
+    pub fn get(&self, name: &str) -> Result<&'a Tensor> {
+        let found = self.values.iter().find(|(n, _)| n == name);
+        let known = || self.values.iter().map(|(n, _)| n.as_str());
+        found.map(|(_, tensor)| tensor).ok_or_else(|| Error::unknown("output", name, known()))
+    }
+
+    /// The primary output.
+    pub fn logits(&self) -> &'a Tensor {
+        &self.values[0].1
+    }
+
+    /// Names and values in order, the primary output first.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'a str, &'a Tensor)> {
+        self.values.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+}

@@ -1,0 +1,114 @@
+//! `Model`: a drawing and its parameters, the type a user holds.
+
+use crate::error::{Error, LoadReport, Result};
+use crate::exec::{Plan, PlanOptions, reference};
+use crate::graph::{Graph, Layer, Params};
+use crate::kernels::naive::Real;
+use crate::tensor::Tensor;
+#[cfg(feature = "safetensors")]
+use crate::weights::{Dtype, StateDict};
+use crate::weights::{Limits, LoadOptions, load_file};
+use rand::Rng;
+use std::path::Path;
+
+/// A network with values for its parameters.
+///
+/// ```
+/// use convzoo::{Model, Tensor, models::ResNet};
+/// use rand::{SeedableRng, rngs::StdRng};
+///
+/// let model = Model::new(&ResNet::resnet18().classes(10), &mut StdRng::seed_from_u64(0))?;
+/// let mut plan = model.plan([1, 3, 64, 64])?;
+/// let out = plan.run(&Tensor::zeros(&[1, 3, 64, 64]))?;
+/// assert_eq!(out.logits().shape(), [1, 10]);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Model {
+    graph: Graph,
+    params: Params,
+}
+
+impl Model {
+    /// Draws `network` for RGB images and initialises its parameters as each layer says.
+    pub fn new(network: &(impl Layer + ?Sized), rng: &mut impl Rng) -> Result<Self> {
+        Model::with_channels(3, network, rng)
+    }
+
+    /// Draws `network` for images of `channels` channels and initialises its parameters as each layer says.
+    pub fn with_channels(channels: usize, network: &(impl Layer + ?Sized), rng: &mut impl Rng) -> Result<Self> {
+        let graph = Graph::draw(channels, network)?;
+        let params = Params::init(graph.params(), rng);
+        Ok(Model { graph, params })
+    }
+
+    /// Draws `network` for RGB images and leaves its parameters blank, to be loaded.
+    pub fn blank(network: &(impl Layer + ?Sized)) -> Result<Self> {
+        Model::blank_with_channels(3, network)
+    }
+
+    /// Draws `network` for images of `channels` channels and leaves its parameters blank, to be loaded.
+    pub fn blank_with_channels(channels: usize, network: &(impl Layer + ?Sized)) -> Result<Self> {
+        let graph = Graph::draw(channels, network)?;
+        let params = Params::blank(graph.params());
+        Ok(Model { graph, params })
+    }
+
+    /// A drawing and parameters made elsewhere. They must belong together.
+    pub fn from_parts(graph: Graph, params: Params) -> Result<Self> {
+        if graph.params() != params.defs() {
+            let found = format!("{} others", params.defs().len());
+            return Err(Error::mismatch("model", "parameters", format!("the {} drawn", graph.params().len()), found));
+        }
+        Ok(Model { graph, params })
+    }
+
+    /// The drawing.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The parameters, to write to.
+    pub fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+
+    /// Loads a weight file (safetensors, `.pth`, `.npz`, told apart by content): every name and shape must fit, see
+    /// [`load`](crate::weights::load). Nothing is changed when it does not.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
+        self.load_with(path, &LoadOptions::strict(), &Limits::default())
+    }
+
+    /// Loads a weight file with options: lenient, renamed, other limits.
+    pub fn load_with(&mut self, path: impl AsRef<Path>, options: &LoadOptions, limits: &Limits) -> Result<LoadReport> {
+        load_file(&mut self.params, path, options, limits)
+    }
+
+    /// Writes the parameters as safetensors under their PyTorch names. The file appears whole or not at all.
+    #[cfg(feature = "safetensors")]
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        StateDict::from_params(&self.params, "model")?.write_safetensors(path, Dtype::F32)
+    }
+
+    /// Plans evaluation for inputs of shape `[n, c, h, w]` with the default options.
+    pub fn plan(&self, input: [usize; 4]) -> Result<Plan> {
+        self.plan_with(input, &PlanOptions::new())
+    }
+
+    /// Plans evaluation for inputs of shape `[n, c, h, w]`.
+    pub fn plan_with(&self, input: [usize; 4], options: &PlanOptions) -> Result<Plan> {
+        Plan::new(&self.graph, &self.params, input, options)
+    }
+
+    /// Evaluates the primary output naively, every intermediate in `T` (`f32` or `f64`): slow, and the definition of
+    /// correct.
+    pub fn reference<T: Real>(&self, input: &Tensor) -> Result<reference::Value<T>> {
+        let wanted = [self.graph.find(crate::graph::LOGITS)?];
+        Ok(reference::evaluate(&self.graph, &self.params, input, &wanted)?.remove(0))
+    }
+}

@@ -1,0 +1,213 @@
+//! Threads: the only file that names rayon.
+//!
+//! A run is one parallel region in which every worker walks the same list of steps and *assists*: it takes tiles of the
+//! current step from a shared counter until none are left, waits for those still being computed, and goes on. The
+//! calling thread is a worker too and could finish every tile alone, so a pool that is busy elsewhere delays nothing and
+//! cannot deadlock, and a helper that comes late joins where the others are. Since tiles are cut by shape and never by
+//! thread count, results have the same bits for any number of threads.
+#![allow(unsafe_code, reason = "passes on the tile contract of kernels")]
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// A list of steps, each cut into tiles.
+pub trait Steps: Sync {
+    /// Number of steps.
+    fn steps(&self) -> usize;
+
+    /// Tiles of a step.
+    fn tiles(&self, step: usize) -> usize;
+
+    /// Computes one tile.
+    ///
+    /// # Safety
+    /// Every `(step, tile)` is computed once; all tiles of earlier steps are complete; no two threads use the same
+    /// `worker` number at the same time.
+    unsafe fn compute(&self, step: usize, tile: usize, worker: usize);
+}
+
+/// A fixed number of workers.
+pub struct Team {
+    threads: usize,
+    /// `threads − 1` helpers; none for a serial team, which never touches a pool.
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl Team {
+    /// A team of `threads` workers, the calling thread among them. If the system refuses threads, the team is serial.
+    pub fn new(threads: usize) -> Self {
+        let pool = if threads > 1 { helpers(threads - 1) } else { None };
+        Team { threads: if pool.is_some() { threads } else { 1 }, pool }
+    }
+
+    /// Workers, the calling thread included.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs every tile of every step. `progress` must be as long as the steps; it is reused from run to run.
+    ///
+    /// # Safety
+    /// `program` must be sound to run: see [`Steps::compute`].
+    pub unsafe fn run(&self, program: &impl Steps, progress: &[Progress]) {
+        let Some(pool) = &self.pool else {
+            for step in 0..program.steps() {
+                for tile in 0..program.tiles(step) {
+                    // SAFETY: one thread, in order; the caller vouches for the program.
+                    unsafe { program.compute(step, tile, 0) };
+                }
+            }
+            return;
+        };
+        assert_eq!(progress.len(), program.steps());
+        for p in progress {
+            p.next.store(0, Relaxed);
+            p.done.store(0, Relaxed);
+        }
+        let broken = AtomicBool::new(false);
+        pool.in_place_scope(|scope| {
+            for worker in 1..self.threads {
+                let broken = &broken;
+                scope.spawn(move |_| assist(program, progress, worker, broken));
+            }
+            assist(program, progress, 0, &broken);
+        });
+    }
+}
+
+/// How far a step is.
+#[derive(Default)]
+pub struct Progress {
+    next: AtomicUsize,
+    done: AtomicUsize,
+}
+
+/// Tells the other workers to stop waiting if this one unwinds.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Release);
+        }
+    }
+}
+
+fn assist(program: &impl Steps, progress: &[Progress], worker: usize, broken: &AtomicBool) {
+    let _alarm = Alarm(broken);
+    for (step, p) in progress.iter().enumerate() {
+        let tiles = program.tiles(step);
+        let mut computed = 0;
+        while p.next.load(Relaxed) < tiles {
+            let tile = p.next.fetch_add(1, Relaxed);
+            if tile >= tiles {
+                break;
+            }
+            // SAFETY: the counter hands out each tile once; the wait below orders steps; worker numbers are distinct.
+            unsafe { program.compute(step, tile, worker) };
+            computed += 1;
+        }
+        if computed > 0 {
+            p.done.fetch_add(computed, Release);
+        }
+        let mut spins = 0u32;
+        while p.done.load(Acquire) < tiles {
+            if broken.load(Acquire) {
+                return;
+            }
+            spins += 1;
+            if spins < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+    }
+}
+
+/// A pool of `n` helper threads, shared by every plan that asks for as many.
+fn helpers(n: usize) -> Option<Arc<rayon::ThreadPool>> {
+    static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
+    let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(pool) = pools.get(&n) {
+        return Some(pool.clone());
+    }
+    let named = rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("convzoo-{i}"));
+    let pool = Arc::new(named.build().ok()?);
+    pools.insert(n, pool.clone());
+    Some(pool)
+}
+
+/// Threads worth using by default: what the scheduler grants this process, cgroup limits included.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each tile of step `s` adds to a sum that the tiles of step `s + 1` check.
+    struct Chain {
+        sums: Vec<AtomicUsize>,
+        tiles: usize,
+    }
+
+    impl Steps for Chain {
+        fn steps(&self) -> usize {
+            self.sums.len()
+        }
+
+        fn tiles(&self, _: usize) -> usize {
+            self.tiles
+        }
+
+        unsafe fn compute(&self, step: usize, tile: usize, _: usize) {
+            if step > 0 {
+                let wanted = self.tiles * (self.tiles + 1) / 2;
+                assert_eq!(
+                    self.sums[step - 1].load(Relaxed),
+                    wanted,
+                    "a step began before the one before it was complete"
+                );
+            }
+            self.sums[step].fetch_add(tile + 1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn every_tile_runs_once_and_steps_wait_for_each_other() {
+        for threads in [1, 2, 7] {
+            let team = Team::new(threads);
+            for tiles in [1, 3, 64] {
+                let chain = Chain { sums: (0..50).map(|_| AtomicUsize::new(0)).collect(), tiles };
+                let progress: Vec<_> = (0..50).map(|_| Progress::default()).collect();
+                // SAFETY: the program is safe code.
+                unsafe { team.run(&chain, &progress) };
+                assert!(chain.sums.iter().all(|s| s.load(Relaxed) == tiles * (tiles + 1) / 2));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panicking_tile_reaches_the_caller_and_the_team_stays_usable() {
+        struct Bad;
+        impl Steps for Bad {
+            fn steps(&self) -> usize {
+                2
+            }
+            fn tiles(&self, _: usize) -> usize {
+                8
+            }
+            unsafe fn compute(&self, _: usize, tile: usize, _: usize) {
+                assert_ne!(tile, 5, "planted");
+            }
+        }
+        let team = Team::new(3);
+        let progress = [Progress::default(), Progress::default()];
+        // SAFETY: the program is safe code.
+        let run = || unsafe { team.run(&Bad, &progress) };
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        let chain = Chain { sums: vec![AtomicUsize::new(0), AtomicUsize::new(0)], tiles: 4 };
+        // SAFETY: the program is safe code.
+        unsafe { team.run(&chain, &progress) };
+        assert_eq!(chain.sums[1].load(Relaxed), 10);
+    }
+}

@@ -1,0 +1,217 @@
+//! The planner against the reference executor on small networks that provoke every rewrite, for every instruction set,
+//! at awkward sizes; and what plans promise: same bits for any thread count, nothing allocated while running.
+
+use convzoo::graph::{Layer, Node, concat, layer_fn};
+use convzoo::layers::*;
+use convzoo::simd::Isa;
+use convzoo::{Activation, Model, PlanOptions, Tensor};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// Random values for every parameter, running statistics included, so that folding has something to fold.
+fn shaken(mut model: Model, seed: u64) -> Model {
+    let mut rng = StdRng::seed_from_u64(seed);
+    for (def, values) in model.params_mut().iter_mut() {
+        let fan_in: usize = def.shape.iter().skip(1).product();
+        for v in values {
+            let u: f32 = 2.0 * rng.random::<f32>() - 1.0;
+            *v = match def.kind {
+                convzoo::graph::ParamKind::RunningVar => 1.0 + 0.5 * u,
+                convzoo::graph::ParamKind::NormScale => 1.0 + 0.3 * u,
+                convzoo::graph::ParamKind::Weight => u * (3.0 / fan_in as f32).sqrt(),
+                _ => 0.3 * u,
+            };
+        }
+    }
+    model
+}
+
+fn image(shape: [usize; 4], seed: u64) -> Tensor {
+    let mut rng = StdRng::seed_from_u64(seed);
+    Tensor::from_fn(&shape, |_| 2.0 * rng.random::<f32>() - 1.0)
+}
+
+fn relative_error(found: &[f32], wanted: &[f64]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let difference: f64 = found.iter().zip(wanted).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
+    (difference / wanted.iter().map(|b| b * b).sum::<f64>().max(1e-30)).sqrt()
+}
+
+/// Plans, runs and compares with the f64 reference on every instruction set of this CPU.
+fn check(what: &str, network: &dyn Layer, shapes: &[[usize; 4]]) {
+    for &shape in shapes {
+        let rng = &mut StdRng::seed_from_u64(3);
+        let model = Model::with_channels(shape[1], network, rng).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let model = shaken(model, 5);
+        let input = image(shape, 7);
+        let wanted = model.reference::<f64>(&input).unwrap_or_else(|e| panic!("{what} at {shape:?}: {e}"));
+        for &isa in Isa::available() {
+            let options = PlanOptions::new().isa(isa).threads(2);
+            let mut plan = model.plan_with(shape, &options).unwrap_or_else(|e| panic!("{what} at {shape:?}: {e}"));
+            for round in 0..2 {
+                let found = plan.run(&input).unwrap().logits().clone();
+                let error = relative_error(found.as_slice(), &wanted.data);
+                assert!(
+                    error < 2e-6,
+                    "{what} at {shape:?} on {}, run {round}: {error:e}\n{}",
+                    isa.name(),
+                    plan.explain()
+                );
+            }
+        }
+    }
+}
+
+const SHAPES: &[[usize; 4]] = &[[1, 3, 32, 32], [2, 3, 17, 23], [1, 1, 9, 40]];
+
+#[test]
+fn residual_blocks_with_and_without_projection_equal_the_reference() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", ConvNormAct::new(Conv2d::k(7, 20).stride(2)));
+        let y = x.layer("a", ConvNormAct::new(Conv2d::k3(20))).layer("b", ConvNormAct::new(Conv2d::k3(20)).linear());
+        let x = (y + x).relu();
+        let y = x.layer("c", ConvNormAct::new(Conv2d::k3(33).stride(2)).linear());
+        let z = x.layer("d", ConvNormAct::new(Conv2d::k1(33).stride(2)).linear());
+        let x = (y + z).relu();
+        (x + x).relu().layer("head", ClassifierHead::new(7))
+    }
+    check("residual", &layer_fn(net), SHAPES);
+}
+
+#[test]
+fn nested_and_shared_concatenations_equal_the_reference() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let a = x.layer("a", Conv2d::k3(5)).relu();
+        let b = x.layer("b", Conv2d::k(5, 19)).relu();
+        let ab = concat([a, b]);
+        let c = ab.layer("c", MaxPool::k(3).stride(1).padding(1));
+        let all = concat([ab, c, x]); // the image itself cannot be written in place
+        let twice = concat([a, all, a]); // `a` already lives in the first concatenation
+        let dense = twice.layer("block", DenseBlock::new(3, DenseLayer::new(12)));
+        dense.layer("norm", BatchNorm::new()).relu().layer("head", ClassifierHead::new(10))
+    }
+    check("concat", &layer_fn(net), SHAPES);
+}
+
+#[test]
+fn gates_depthwise_and_inverted_residuals_equal_the_reference() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", ConvNormAct::new(Conv2d::k3(16).stride(2)).activation(Activation::Silu));
+        let x = x.layer("mb1", MbConv::new(16).expand(4)).layer("mb2", MbConv::new(24).kernel(5).stride(2).expand(6));
+        let x = x.layer("fused", MbConv::fused(24).expand(4));
+        let y = x.layer("conv", Conv2d::k1(24)).layer("se", SeBlock::reduction(4));
+        (y + x).relu().layer("head", ClassifierHead::new(10))
+    }
+    check("mbconv", &layer_fn(net), SHAPES);
+}
+
+#[test]
+fn pools_norms_and_every_other_operation_equal_the_reference() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("c1", Conv2d::k(5, 24).stride(2)).relu().layer("lrn", LocalResponseNorm::new(5));
+        let x = x.layer("pool", MaxPool::k(3).stride(2).ceil());
+        let x = x.layer("grouped", Conv2d::k3(32).groups(4)).activation(Activation::HardSwish);
+        let x = x.layer("avg", AvgPool::k(2).ceil()).layer("drop", Dropout::new(0.5));
+        let x = x.layer("deform", DeformConv2d::v2(3, 17)).activation(Activation::Relu6);
+        let x = x.layer("deform1", DeformConv2d::v1(3, 17)).activation(Activation::Sigmoid);
+        let x = x.layer("slice", layer_fn(|x: Node<'_>| x.channel_slice(3, 11)));
+        let x = x.layer("to", AdaptiveAvgPool::rect([2, 3])).flatten();
+        let x =
+            x.layer("fc1", Linear::new(21)).activation(Activation::HardSigmoid).layer("fc2", Linear::new(9).no_bias());
+        x.apply(convzoo::graph::Op::Softmax, &[x])
+    }
+    check("everything", &layer_fn(net), SHAPES);
+}
+
+#[test]
+fn what_is_tapped_is_not_fused_away_and_keeps_its_value() {
+    let block = (Conv2d::k3(8).no_bias(), BatchNorm::new(), Activation::Relu, Conv2d::k1(4));
+    let model = shaken(Model::new(&block, &mut StdRng::seed_from_u64(1)).unwrap(), 2);
+    let input = image([1, 3, 11, 7], 3);
+    let mut plan = model.plan_with([1, 3, 11, 7], &PlanOptions::new().all_scopes()).unwrap();
+    let outputs = plan.run(&input).unwrap();
+    for name in ["0", "1", "2", "3", "logits"] {
+        let id = model.graph().find(name).unwrap();
+        let wanted =
+            convzoo::exec::reference::evaluate::<f64>(model.graph(), model.params(), &input, &[id]).unwrap().remove(0);
+        let found = outputs.get(name).unwrap();
+        assert_eq!(found.shape(), wanted.shape);
+        assert!(relative_error(found.as_slice(), &wanted.data) < 1e-6, "{name}");
+    }
+    let negative = outputs.get("1").unwrap().as_slice().iter().any(|v| *v < 0.0);
+    assert!(negative, "the norm's output must be seen before the ReLU");
+}
+
+#[test]
+fn explain_names_kernels_fusions_and_what_did_not_fire() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("conv", Conv2d::k3(8));
+        let y = x.layer("bn", BatchNorm::new()).relu();
+        let z = y.layer("lone", BatchNorm::new());
+        (z + x).layer("block", ConvNormAct::new(Conv2d::k3(8)))
+    }
+    let model = Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap();
+    let text = model.plan([1, 3, 8, 8]).unwrap().explain();
+    assert!(text.contains("batch norm stays: `conv` is read 2 times"), "{text}");
+    assert!(text.contains("batch norm stays: relu before it has no weights"), "{text}");
+    assert!(text.contains("+ batch_norm, relu"), "{text}");
+}
+
+#[test]
+fn the_same_bits_come_out_for_1_2_and_7_threads() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", ConvNormAct::new(Conv2d::k(7, 64).stride(2))).layer("pool", MaxPool::k(3).stride(2));
+        let x = x.layer("block", DenseBlock::new(4, DenseLayer::new(32)));
+        let x = x.layer("mb", MbConv::new(48).stride(2));
+        x.layer("wide", Conv2d::k3(256)).relu().layer("head", ClassifierHead::new(1000))
+    }
+    for shape in [[1, 3, 96, 96], [3, 3, 50, 61]] {
+        let model = shaken(Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap(), 2);
+        let input = image(shape, 3);
+        let run = |threads| {
+            let mut plan = model.plan_with(shape, &PlanOptions::new().threads(threads)).unwrap();
+            plan.run(&input).unwrap().logits().clone()
+        };
+        let [one, two, seven] = [1, 2, 7].map(run);
+        let bits = |t: &Tensor| t.as_slice().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&one) == bits(&two) && bits(&one) == bits(&seven));
+    }
+}
+
+#[test]
+fn wrong_inputs_are_errors_with_the_place_and_both_numbers() {
+    let net = (Conv2d::k(7, 8).padding(0), MaxPool::k(3).stride(2), ClassifierHead::new(10));
+    let model = Model::new(&net, &mut StdRng::seed_from_u64(1)).unwrap();
+    let plan_error = |shape| model.plan(shape).unwrap_err().to_string();
+    let tell = |text: String, words: &[&str]| {
+        assert!(words.iter().all(|w| text.contains(w)), "{text:?} should contain {words:?}");
+    };
+    tell(plan_error([1, 4, 32, 32]), &["channels", "3", "4"]);
+    tell(plan_error([0, 3, 32, 32]), &["shape", "[0, 3, 32, 32]"]);
+    tell(plan_error([1, 3, 6, 32]), &["0 (conv)", "at least 7", "found 6"]);
+    tell(plan_error([1, 3, 8, 32]), &["1 (max_pool)", "at least 3", "found 2"]);
+    tell(plan_error([usize::MAX / 2, 3, 32, 32]), &["input"]);
+    tell(plan_error([1, 3, 65535, 65535]), &[""]);
+    let mut plan = model.plan([1, 3, 16, 16]).unwrap();
+    tell(plan.run(&Tensor::zeros(&[1, 3, 16, 17])).unwrap_err().to_string(), &["[1, 3, 16, 16]", "[1, 3, 16, 17]"]);
+    tell(plan.run(&Tensor::zeros(&[3, 16, 16])).unwrap_err().to_string(), &["[3, 16, 16]"]);
+    let outputs = plan.run(&Tensor::zeros(&[1, 3, 16, 16])).unwrap();
+    tell(outputs.get("logit").unwrap_err().to_string(), &["unknown output `logit`", "nearest: logits"]);
+    tell(
+        model.plan_with([1, 3, 16, 16], &PlanOptions::new().threads(0)).unwrap_err().to_string(),
+        &["threads", "found 0"],
+    );
+    tell(
+        model.plan_with([1, 3, 16, 16], &PlanOptions::new().feature("stage9")).unwrap_err().to_string(),
+        &["unknown output `stage9`"],
+    );
+}
+
+#[test]
+fn nan_pixels_are_passed_on_and_do_not_hang() {
+    let model = Model::new(&(Conv2d::k3(8), ClassifierHead::new(4)), &mut StdRng::seed_from_u64(1)).unwrap();
+    let mut plan = model.plan([1, 3, 8, 8]).unwrap();
+    let mut input = Tensor::zeros(&[1, 3, 8, 8]);
+    input.as_mut_slice()[20] = f32::NAN;
+    assert!(plan.run(&input).unwrap().logits().as_slice().iter().all(|v| v.is_nan()));
+    assert!(plan.run(&Tensor::zeros(&[1, 3, 8, 8])).unwrap().logits().as_slice().iter().all(|v| v.is_finite()));
+}
