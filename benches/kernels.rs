@@ -33,11 +33,31 @@ impl Task for Peak {
     }
 }
 
+/// Sums a buffer on eight registers.
+struct Read<'a>(&'a [f32]);
+
+impl Task for Read<'_> {
+    type Output = f32;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // SAFETY: every block lies within the slice.
+        unsafe {
+            let mut acc = [S::zero(); 8];
+            for block in self.0.chunks_exact(8 * S::LANES) {
+                for (i, x) in acc.iter_mut().enumerate() {
+                    *x = S::add(*x, S::load(block.as_ptr().add(i * S::LANES)));
+                }
+            }
+            acc.iter().map(|&x| S::hsum(x)).sum()
+        }
+    }
+}
+
 /// The shortest of many runs, in seconds.
 fn best_of(mut run: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;
     let start = Instant::now();
-    while start.elapsed().as_secs_f64() < 0.4 {
+    while start.elapsed().as_secs_f64() < 0.1 {
         let t = Instant::now();
         run();
         best = best.min(t.elapsed().as_secs_f64());
@@ -63,7 +83,7 @@ fn time(kernel: &dyn Kernel, input: usize, output: usize) -> f64 {
     let io = Io { inputs: [x.as_ptr(), nil, nil, nil], output: y.as_mut_ptr() };
     let mut best = vec![f64::INFINITY; kernel.tiles()];
     let start = Instant::now();
-    while start.elapsed().as_secs_f64() < 0.4 {
+    while start.elapsed().as_secs_f64() < 0.3 {
         for (tile, best) in best.iter_mut().enumerate() {
             let t = Instant::now();
             // SAFETY: the buffers have the extents of the maps the kernel was prepared for.
@@ -129,18 +149,29 @@ fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
     (kernel, seconds, 2.0 * (output.pixels() * output.c * spec.depth()) as f64)
 }
 
+/// Floating-point operations per second of one core, at best.
+fn peak(isa: Isa) -> f64 {
+    // SAFETY: the task touches no memory.
+    let seconds = best_of(|| _ = black_box(unsafe { isa.run(Peak(10_000)) }));
+    (10_000 * 10 * 2 * isa.lanes()) as f64 / seconds
+}
+
 fn main() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
     let isa = Isa::detect();
-    // SAFETY: the task touches no memory.
-    let seconds = best_of(|| _ = black_box(unsafe { isa.run(Peak(10_000)) }));
-    let peak = (10_000 * 10 * 2 * isa.lanes()) as f64 / seconds;
-    println!("{}: peak {:.1} GFLOP/s", isa.name(), peak / 1e9);
     for case in CASES.iter().filter(|c| c.label.contains(&filter)) {
+        // Clocks drift: the peak is measured beside every case.
+        let peak = peak(isa);
         let (kernel, seconds, flops) = convolution(case, isa);
         let (us, percent) = (seconds * 1e6, 100.0 * flops / seconds / peak);
-        println!("{:24} {us:9.1} us {percent:5.1} %  {:3} tiles  {}", case.label, kernel.tiles(), kernel.name());
+        let (tiles, name) = (kernel.tiles(), kernel.name());
+        println!("{:22} {us:8.1} us {percent:5.1} % of {:5.1} GFLOP/s  {tiles:3} × {name}", case.label, peak / 1e9);
     }
+    // The memory's own speed, beside layers that are nothing but reading weights.
+    let memory = noise(16 << 20);
+    // SAFETY: reads the buffer.
+    let seconds = best_of(|| _ = black_box(unsafe { isa.run(Read(&memory)) }));
+    println!("reading 64 MB: {:.1} GB/s", 4.0 * memory.len() as f64 / seconds / 1e9);
     for (n, [k, m]) in [(1, [4096, 4096]), (1, [2048, 1000]), (2, [4096, 4096]), (8, [4096, 4096])] {
         if !"linear".contains(&filter) {
             continue;

@@ -91,6 +91,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_masked(p: *mut f32, v: Self::V, m: Self::M);
     /// Hint: the cache line of `p` is needed soon. `p` may be any address.
     unsafe fn prefetch(p: *const f32);
+    /// Hint: the cache line of `p` is needed later; it need not come nearer than the second cache.
+    unsafe fn prefetch_far(p: *const f32);
 
     /// `a + b`.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;

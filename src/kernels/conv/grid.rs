@@ -35,7 +35,7 @@ const WEIGHTS_PER_TILE: usize = 256 << 10;
 /// Activations of a tile should stay in the second cache.
 const ACTIVATIONS_PER_TILE: usize = 512 << 10;
 /// Fewer rows than this do not pay for the weights they pull in.
-const LEAST_ROWS: usize = 24;
+const LEAST_ROWS: usize = 48;
 
 impl Grid {
     /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that

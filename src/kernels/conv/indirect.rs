@@ -86,21 +86,28 @@ impl Taps {
     ) {
         let Map { h, w, ld, .. } = self.input;
         let (oh, ow) = (self.output.h, self.output.w);
-        for (i, row) in rows.enumerate() {
-            let (image, oy, ox) = (row / (oh * ow), row / ow % oh, row % ow);
+        let (mut image, mut oy, mut ox) = (rows.start / (oh * ow), rows.start / ow % oh, rows.start % ow);
+        for i in 0..rows.len() {
             // Wrapping: a coordinate before the image becomes a huge one, and fails the same comparison as one after it.
             let y0 = (oy * self.stride[0]).wrapping_sub(self.before[0]);
             let x0 = (ox * self.stride[1]).wrapping_sub(self.before[1]);
             let mut tap = 0;
             for ky in 0..self.count[0] {
                 let y = y0.wrapping_add(ky * self.dilation[0]);
+                let line = input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld));
                 for kx in 0..self.count[1] {
                     let x = x0.wrapping_add(kx * self.dilation[1]);
-                    let inside = y < h && x < w;
-                    let at = if inside { input.wrapping_add(((image * h + y) * w + x) * ld) } else { zero };
+                    let at = if y < h && x < w { line.wrapping_add(x * ld) } else { zero };
                     // SAFETY: `tap < count` and `i < stride`.
                     unsafe { *table.add(tap * stride + i) = at };
                     tap += 1;
+                }
+            }
+            ox += 1;
+            if ox == ow {
+                (ox, oy) = (0, oy + 1);
+                if oy == oh {
+                    (oy, image) = (0, image + 1);
                 }
             }
         }

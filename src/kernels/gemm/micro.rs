@@ -23,6 +23,10 @@ pub(super) struct Tile {
     /// Pixel pointers: tap `t`, pixel `m` at `[t * rows_stride + m]`.
     pub(super) rows: *const *const f32,
     pub(super) rows_stride: usize,
+    /// Pixel pointers of the tile that comes next, whose activations are fetched into the cache meanwhile; or null.
+    pub(super) next: *const *const f32,
+    /// Weights that will be used after these, two cache lines of which are fetched for every four of `k`; or null.
+    pub(super) later: *const f32,
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
     pub(super) taps: usize,
@@ -59,6 +63,7 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
             let last = S::mask(t.last_lanes);
             let mut acc = start::<S, MR, NRV>(t, last);
             let mut b = t.b;
+            let mut later = t.later;
             for tap in 0..t.taps {
                 let mut a = [std::ptr::null(); MR];
                 for m in 0..MR {
@@ -66,6 +71,16 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                 }
                 let mut k = 0;
                 while k + 4 <= t.k {
+                    if k.is_multiple_of(16) && !t.next.is_null() {
+                        for m in 0..MR {
+                            S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
+                        }
+                    }
+                    if !t.later.is_null() {
+                        S::prefetch_far(later);
+                        S::prefetch_far(later.wrapping_add(16));
+                        later = later.wrapping_add(LATER_STEP);
+                    }
                     for step in 0..4 {
                         accumulate::<S, MR, NRV>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
                     }
@@ -78,7 +93,7 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                     b = b.add(NRV * S::LANES);
                 }
             }
-            finish::<S, MR, NRV>(t, last, &acc);
+            finish::<S, MR, NRV>(t, last, &mut acc);
         }
     }
 }
@@ -109,6 +124,9 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
 
 /// Floats ahead of the weights in use that are fetched into the first cache.
 const PREFETCH: usize = 512;
+
+/// Floats of later weights fetched for every four of `k`.
+pub(super) const LATER_STEP: usize = 32;
 
 /// The accumulators before the first product.
 #[inline(always)]
@@ -146,18 +164,24 @@ unsafe fn start<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M
 
 /// Clamps and stores.
 #[inline(always)]
-unsafe fn finish<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M, acc: &[[S::V; NRV]; MR]) {
+unsafe fn finish<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M, acc: &mut [[S::V; NRV]; MR]) {
     // SAFETY: as in `Kernel::run`.
     unsafe {
-        let (least, most) = (S::splat(t.range[0]), S::splat(t.range[1]));
+        if t.range[0] != f32::NEG_INFINITY {
+            let least = S::splat(t.range[0]);
+            acc.as_flattened_mut().iter_mut().for_each(|v| *v = S::max(least, *v));
+        }
+        if t.range[1] != f32::INFINITY {
+            let most = S::splat(t.range[1]);
+            acc.as_flattened_mut().iter_mut().for_each(|v| *v = S::min(most, *v));
+        }
         for m in 0..MR {
             for v in 0..NRV {
-                let value = S::min(most, S::max(least, acc[m][v]));
                 let at = t.c.add(m * t.ldc + v * S::LANES);
                 if v + 1 < NRV {
-                    S::store(at, value);
+                    S::store(at, acc[m][v]);
                 } else {
-                    S::store_masked(at, value, last);
+                    S::store_masked(at, acc[m][v], last);
                 }
             }
         }
@@ -177,7 +201,8 @@ pub(super) const fn max_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
         (Isa::Avx512, 4) => 6,
         (Isa::Avx512, 3) => 9,
-        (Isa::Avx512, _) => 12,
+        (Isa::Avx512, 2) => 12,
+        (Isa::Avx512, _) => 8,
         (Isa::Avx2, 2) => 6,
         (Isa::Avx2, _) => 8,
         (Isa::Scalar, 2) => 4,
@@ -202,7 +227,7 @@ pub(super) fn micro(isa: Isa, rows: usize, vectors: usize) -> Micro {
             4: 1 2 3 4 5 6;
             3: 1 2 3 4 5 6 7 8 9;
             2: 1 2 3 4 5 6 7 8 9 10 11 12;
-            1: 1 2 3 4 5 6 7 8 9 10 11 12;
+            1: 1 2 3 4 5 6 7 8;
         },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => table! { simd::Avx2, 2: 1 2 3 4 5 6; 1: 1 2 3 4 5 6 7 8; },

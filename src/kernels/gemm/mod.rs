@@ -171,17 +171,21 @@ impl Gemm {
     /// - they do not overlap what `rows` points to.
     pub unsafe fn run(&self, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
         let lanes = self.isa.lanes();
-        for panel in &self.panels[panels] {
+        let streamed = self.resident_bytes() > STREAMED_BYTES;
+        for (nth, panel) in self.panels[panels].iter().enumerate() {
             let width = panel.vectors * lanes;
             let micros = &self.micros[panel.vectors - 1];
             for (i, piece) in self.pieces.iter().enumerate() {
                 let (first, last) = (i == 0, i + 1 == self.pieces.len());
+                let weights = if streamed { piece.taps.len() * piece.k.len() * width } else { 0 };
                 // SAFETY: the weights were packed for every tap, k and panel; `panel.start` is a column.
                 let tile = unsafe {
                     let at = panel.weights + (piece.taps.start * self.extent.k + piece.k.start) * width;
                     Tile {
                         rows: rows.table.add(piece.taps.start * rows.stride),
                         rows_stride: rows.stride,
+                        next: std::ptr::null(),
+                        later: std::ptr::null(),
                         skip: rows.skip + piece.k.start,
                         taps: piece.taps.len(),
                         k: piece.k.len(),
@@ -196,7 +200,7 @@ impl Gemm {
                     }
                 };
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
-                unsafe { sweep(m, tile, micros) };
+                unsafe { sweep(m, tile, micros, Ahead { rows: nth == 0 && self.extent.taps == 1, weights }) };
             }
             if let Some(activation) = self.activation.filter(|&a| !is_clamp(a)) {
                 // SAFETY: these are the elements just written.
@@ -209,25 +213,39 @@ impl Gemm {
     }
 }
 
+/// What a sweep fetches into the caches ahead of use.
+#[derive(Debug, Clone, Copy)]
+struct Ahead {
+    /// The activations of the next tile: worth it when they are met for the first time.
+    rows: bool,
+    /// Floats of the weights of the next piece, which lie behind those in use.
+    weights: usize,
+}
+
 /// Runs the microkernel over `m` rows in tiles of nearly equal height, so that none is too low to hide latencies.
 ///
 /// # Safety
 /// As [`Gemm::run`] for the columns of `tile`.
-unsafe fn sweep(m: usize, tile: Tile, micros: &[Micro]) {
+unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead) {
     let tiles = m.div_ceil(micros.len());
+    let fetched = tile.taps * (tile.k / 4) * micro::LATER_STEP;
     let mut from = 0;
-    for i in 1..=tiles {
-        let to = i * m / tiles;
-        // SAFETY: `from < to ≤ m` and `to - from ≤ micros.len()`.
+    for i in 0..tiles {
+        let to = (i + 1) * m / tiles;
+        let height = to - from;
+        let later = tile.b.wrapping_add(ahead.weights + i * fetched);
+        tile.later = if i * fetched < ahead.weights { later } else { std::ptr::null() };
+        // SAFETY: `from < to ≤ m` and `height ≤ micros.len()`; the next tile may be one row lower than this one, so at the
+        // end of the table it is not looked at.
         unsafe {
-            let residual = tile.residual;
-            let part = Tile {
-                rows: tile.rows.add(from),
-                c: tile.c.add(from * tile.ldc),
-                residual: if residual.is_null() { residual } else { residual.add(from * tile.ld_residual) },
-                ..tile
-            };
-            micros[to - from - 1](&part);
+            let next = tile.rows.add(height);
+            tile.next = if ahead.rows && to + height <= m { next } else { std::ptr::null() };
+            micros[height - 1](&tile);
+            tile.rows = next;
+            tile.c = tile.c.add(height * tile.ldc);
+            if !tile.residual.is_null() {
+                tile.residual = tile.residual.add(height * tile.ld_residual);
+            }
         }
         from = to;
     }
@@ -265,6 +283,9 @@ fn cut_panels(extent: Extent, isa: Isa) -> Vec<Panel> {
         })
         .collect()
 }
+
+/// Weights larger than this do not wait in the second cache between runs.
+const STREAMED_BYTES: usize = 1 << 20;
 
 /// Bytes of a panel's weights that one sweep over the rows uses.
 const PIECE_BYTES: usize = 192 << 10;
