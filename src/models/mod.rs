@@ -15,7 +15,7 @@
 //! The named ones are listed by [`list`] with what they cost and reached, and drawn by [`build`].
 //!
 //! Parameter names, shapes and order are torchvision's (for the SE networks timm's), so that checkpoints load as they
-//! are. Every family names the same features: `stem` (what the first stage reads), `stage1`, `stage2`, … (the last map
+//! are. Every family names the same features: `stem` (the first layers), `stage1`, `stage2`, … (the last map
 //! of each resolution or table row) and `pre_logits` (the vector the last layer reads, before dropout).
 
 mod alexnet;
