@@ -213,6 +213,14 @@ impl Isa {
         }
     }
 
+    /// Registers a kernel can count on.
+    pub const fn registers(self) -> usize {
+        match self {
+            Isa::Scalar | Isa::Avx2 => 16,
+            Isa::Avx512 => 32,
+        }
+    }
+
     /// Floats in a register.
     pub const fn lanes(self) -> usize {
         match self {

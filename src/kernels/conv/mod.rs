@@ -3,9 +3,12 @@
 //! Every constructor takes a [`ConvSpec`], the weights as PyTorch stores them (`[out, in / groups, kh, kw]`) and an
 //! instruction set, packs what it needs and cuts the work into tiles. [`choose`] picks one by shape.
 
+mod depthwise;
 mod grid;
+mod grouped;
 mod im2col;
 mod indirect;
+mod slide;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +17,8 @@ use crate::kernels::{Epilogue, Kernel, Map};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
 
+pub use depthwise::depthwise;
+pub use grouped::grouped;
 pub use im2col::im2col;
 pub use indirect::{indirect, pointwise, rows};
 
@@ -73,10 +78,20 @@ impl ConvSpec {
     }
 }
 
+/// Channels per group up to which groups are not worth a matrix product each.
+const NARROW: usize = 32;
+
 /// The kernel for a convolution, by shape alone.
 pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     if spec.groups == 1 && spec.window.is_pointwise() {
         return pointwise(spec, weight, bias, isa);
+    }
+    if spec.groups == spec.input.c && spec.groups == spec.output.c {
+        return depthwise(spec, weight, bias, isa);
+    }
+    // Groups that are too narrow to be a matrix product each.
+    if spec.groups > 1 && spec.group_inputs().max(spec.group_outputs()) <= NARROW {
+        return grouped(spec, weight, bias, isa);
     }
     // Short runs of channels keep the microkernel busy with pointers: gather them first.
     let short = spec.group_inputs() < 8 && spec.window.taps() > 1;

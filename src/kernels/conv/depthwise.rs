@@ -1,0 +1,19 @@
+//! Depthwise convolution: every channel is filtered by itself.
+
+use super::ConvSpec;
+use super::slide::Slide;
+use crate::kernels::Kernel;
+use crate::simd::Isa;
+
+/// Prepares `y[p, c] = activation(b[c] + Σ_t w[c, t] · x[p·s + t·d, c] + residual[p, c])`, the convolution whose groups
+/// are single channels.
+///
+/// `weight` is `[c, 1, kh, kw]`, `bias` is `[c]`. Kernels 3 and 5 wide with a horizontal stride of 1 or 2 and no
+/// horizontal dilation have loops of their own (any height, vertical stride and vertical dilation); all others, and maps
+/// of fewer channels than a register has lanes, take a general loop.
+///
+/// Panics if the groups are not single channels or the slices do not fit.
+pub fn depthwise(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+    assert!(spec.groups == spec.input.c && spec.groups == spec.output.c, "a depthwise convolution has single channels");
+    Box::new(Slide::new("depthwise", spec, weight, bias, isa))
+}

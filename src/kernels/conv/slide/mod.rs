@@ -1,0 +1,440 @@
+//! Sliding convolution: what depthwise and grouped convolutions share.
+//!
+//! Where few input channels meet an output channel, a convolution is not a matrix product: there is nothing to reuse
+//! but the input pixel, which `kw` output pixels of a row have in common. So:
+//!
+//! ```text
+//! for each block of output channels (one or two vectors)
+//!   for each strip of P output pixels along a row
+//!     sums[P] = bias
+//!     for each row of taps inside the image, for each step (channel of a group)
+//!       for each input column of the strip: fetch it, add it to the sums of all taps that touch it
+//!     store sums
+//! ```
+//!
+//! - The sums of a strip and one row of weights stay in registers; each fetch feeds up to `kw` products.
+//! - Rows of taps in the padding are not visited, columns in the padding are skipped by one predictable branch: border
+//!   strips run the same loop, only with the branch in it.
+//! - A row that is not a multiple of P, or a channel count that is not a multiple of the block, is covered by a last
+//!   strip or block that overlaps the one before: what it computes twice it computes alike.
+//! - How a column is fetched ([`strip::Fetch`]) is all that distinguishes depthwise (a load), few channels per group (a
+//!   load and a shuffle that hands each lane a channel of its own group) and many (a broadcast).
+//!
+//! Dilated rows of taps, unusual kernel widths and strides, and channel counts below a vector take the general loop,
+//! which fetches once per tap.
+#![allow(unsafe_code, reason = "kernels run on raw pointers")]
+
+mod blocks;
+mod strip;
+#[cfg(test)]
+mod tests;
+
+use super::ConvSpec;
+use crate::activation::Activation;
+use crate::kernels::{Epilogue, Io, Kernel};
+use crate::simd::{Isa, Simd, Task, apply_activation};
+use crate::tensor::AlignedBuf;
+use blocks::{Block, FetchKind, Layout};
+use std::marker::PhantomData;
+use std::ops::Range;
+use strip::{Broadcast, Fetch, General, Permute, Plain, Strip};
+
+/// A prepared sliding convolution.
+pub(super) struct Slide {
+    spec: ConvSpec,
+    isa: Isa,
+    name: String,
+    layout: Layout,
+    /// `[block][kernel row][step][kernel column][vector][lane]`.
+    weights: AlignedBuf,
+    /// `[block][vector][lane]`.
+    bias: AlignedBuf,
+    /// `[block][step][lane]`: which lane to fetch, as the bits of an integer. Empty if nothing is permuted.
+    lanes: AlignedBuf,
+    strips: Strips,
+    tiling: Tiling,
+    run: Run,
+}
+
+/// A loop for one geometry: slide, tile, maps, scratch.
+type Run = unsafe fn(&Slide, usize, &Io, &mut [f32]);
+
+/// The cuts of a row of output pixels.
+struct Strips {
+    /// Pixels in each.
+    pixels: usize,
+    /// Where each starts. The last one may overlap the one before.
+    starts: Vec<usize>,
+    /// The words of [`Strip::valid`], `words` for each.
+    valid: Vec<u64>,
+    words: usize,
+    /// Whether all of a strip's columns lie inside the image.
+    inside: Vec<bool>,
+}
+
+/// The cut of the work: `image × rows × blocks`.
+struct Tiling {
+    rows: usize,
+    row_tiles: usize,
+    chunks: Vec<Range<usize>>,
+    /// Rows done for one block before the next block's turn.
+    sweep: usize,
+}
+
+/// Multiply-accumulates below which a tile is not worth handing to another thread: some 5 µs.
+const TILE_WORK: usize = 1 << 18;
+
+/// Bytes of input that stay in the second-level cache while the blocks pass over them.
+const RESIDENT: usize = 1 << 18;
+
+impl Slide {
+    /// Packs `weight [out, in / groups, kh, kw]` and `bias [out]` for this geometry. Panics if the spec contradicts
+    /// itself or the slices do not fit it.
+    pub(super) fn new(what: &str, spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Slide {
+        spec.check(weight, bias);
+        let layout = Layout::new(&spec, isa);
+        let strips = Strips::new(&spec, &layout);
+        let (run, kind) = choose(&spec, &layout);
+        let name = format!("{what}_{kind}_{}x{} {}", strips.pixels, layout.vectors, isa.name());
+        let tiling = Tiling::new(&spec, &layout);
+        let (weights, bias) = (layout.pack_weights(weight, spec.window.kernel), layout.pack_bias(bias));
+        let lanes = layout.pack_lanes();
+        Slide { spec, isa, name, layout, weights, bias, lanes, strips, tiling, run }
+    }
+
+    /// Rows of output and blocks of channels that tile `tile` covers, and its image.
+    fn tile(&self, tile: usize) -> (usize, Range<usize>, Range<usize>) {
+        let t = &self.tiling;
+        let (chunk, rest) = (tile % t.chunks.len(), tile / t.chunks.len());
+        let (part, n) = (rest % t.row_tiles, rest / t.row_tiles);
+        (n, part * t.rows..((part + 1) * t.rows).min(self.spec.output.h), t.chunks[chunk].clone())
+    }
+}
+
+impl Strips {
+    fn new(spec: &ConvSpec, layout: &Layout) -> Strips {
+        let (columns, width) = (spec.output.w, spec.input.w as isize);
+        let (stride, dilation) = (spec.window.stride[1], spec.window.dilation[1]);
+        let kw = spec.window.kernel[1];
+        let widths: &[usize] = match (layout.general, layout.vectors, layout.wide) {
+            (true, ..) => &[4, 1],
+            (false, 1, true) if layout.fetch != FetchKind::Plain && stride == 1 => &[14, 7, 4],
+            _ => &[7, 4],
+        };
+        // A strip costs its pixels and about two more for loading weights and the like.
+        let cost = |p: usize| columns.div_ceil(p) * (p + 2);
+        let pixels = *widths
+            .iter()
+            .filter(|&&p| p <= columns)
+            .min_by_key(|&&p| cost(p))
+            .expect("rows below 4 pixels take the general loop");
+        let starts: Vec<usize> = (0..columns.div_ceil(pixels)).map(|i| (i * pixels).min(columns - pixels)).collect();
+        let (mut valid, mut inside) = (Vec::new(), Vec::new());
+        for &start in &starts {
+            let first = (start * stride) as isize - spec.placed.before[1] as isize;
+            let word = |bits: usize, at: &dyn Fn(usize) -> usize| {
+                let is_inside = |&j: &usize| (0..width).contains(&(first + at(j) as isize));
+                ((0..bits).filter(is_inside).fold(0u64, |word, j| word | 1 << j), (0..bits).all(|j| is_inside(&j)))
+            };
+            if layout.general {
+                valid.extend((0..kw).map(|k| word(pixels, &|p| k * dilation + p * stride).0));
+                inside.push(false);
+            } else {
+                let (bits, all) = word((pixels - 1) * stride + kw, &|j| j);
+                valid.push(bits);
+                inside.push(all);
+            }
+        }
+        Strips { pixels, starts, valid, words: if layout.general { kw } else { 1 }, inside }
+    }
+}
+
+impl Tiling {
+    fn new(spec: &ConvSpec, layout: &Layout) -> Tiling {
+        let (n, rows) = (spec.output.n.max(1), spec.output.h);
+        let per_image = spec.output.h * spec.output.w * spec.output.c * layout.steps * spec.window.taps();
+        let wanted = (per_image / TILE_WORK).clamp(1, 64);
+        // Rows first: channels of a pixel share pages and lines.
+        let row_tiles = wanted.min(rows.div_ceil(8));
+        let rows_each = rows.div_ceil(row_tiles);
+        let row_tiles = rows.div_ceil(rows_each);
+        let chunks = layout.chunks(wanted.div_ceil(row_tiles));
+        let rows_read = rows_each * spec.window.stride[0] + spec.window.span(0);
+        let resident = rows_read * spec.input.w * spec.input.c / chunks.len() * size_of::<f32>() <= RESIDENT;
+        debug_assert!(n > 0);
+        Tiling { rows: rows_each, row_tiles, chunks, sweep: if resident { rows_each } else { 1 } }
+    }
+}
+
+impl Kernel for Slide {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn tiles(&self) -> usize {
+        self.spec.output.n * self.tiling.row_tiles * self.tiling.chunks.len()
+    }
+
+    fn scratch(&self) -> usize {
+        let sums = self.spec.output.w * self.layout.vectors * self.isa.lanes();
+        if self.spec.epilogue.residual.is_some() { sums } else { 0 }
+    }
+
+    fn resident_bytes(&self) -> usize {
+        (self.weights.len() + self.bias.len() + self.lanes.len()) * size_of::<f32>()
+    }
+
+    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        // SAFETY: passed on.
+        unsafe { (self.run)(self, tile, io, scratch) }
+    }
+}
+
+/// The loop for this geometry, and its name.
+fn choose(spec: &ConvSpec, layout: &Layout) -> (Run, String) {
+    let (kw, stride) = (spec.window.kernel[1], spec.window.stride[1]);
+    let kind = spec.label();
+    let run = match (layout.fetch, layout.general, kw, stride) {
+        (FetchKind::Plain, false, 3, 1) => start::<Plain, 3, 1> as Run,
+        (FetchKind::Plain, false, 3, 2) => start::<Plain, 3, 2>,
+        (FetchKind::Plain, false, 5, 1) => start::<Plain, 5, 1>,
+        (FetchKind::Plain, false, 5, 2) => start::<Plain, 5, 2>,
+        (FetchKind::Permute, false, 3, 1) => start::<Permute, 3, 1>,
+        (FetchKind::Permute, false, 3, 2) => start::<Permute, 3, 2>,
+        (FetchKind::Broadcast, false, 3, 1) => start::<Broadcast, 3, 1>,
+        (FetchKind::Broadcast, false, 3, 2) => start::<Broadcast, 3, 2>,
+        (FetchKind::Plain, ..) => start::<Plain, 0, 0>,
+        (FetchKind::Permute, ..) => start::<Permute, 0, 0>,
+        (FetchKind::Broadcast, ..) => start::<Broadcast, 0, 0>,
+    };
+    (run, if layout.general { format!("{kind}_general") } else { kind })
+}
+
+/// Runs a tile with the instruction set the kernel was prepared for.
+///
+/// # Safety
+/// As for [`Kernel::run`].
+unsafe fn start<F: Fetch, const KW: usize, const ST: usize>(slide: &Slide, tile: usize, io: &Io, scratch: &mut [f32]) {
+    let scratch = scratch.as_mut_ptr();
+    // SAFETY: passed on.
+    unsafe { slide.isa.run(Tile::<F, KW, ST> { slide, tile, io, scratch, fetch: PhantomData }) }
+}
+
+/// The work of one tile. `KW` = 0 stands for the general loop.
+struct Tile<'a, F, const KW: usize, const ST: usize> {
+    slide: &'a Slide,
+    tile: usize,
+    io: &'a Io,
+    /// A row of sums, if there is a residual.
+    scratch: *mut f32,
+    fetch: PhantomData<F>,
+}
+
+impl<F: Fetch, const KW: usize, const ST: usize> Task for Tile<'_, F, KW, ST> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (n, rows, chunk) = self.slide.tile(self.tile);
+        let mut start = rows.start;
+        while start < rows.end {
+            let end = (start + self.slide.tiling.sweep).min(rows.end);
+            for block in chunk.clone() {
+                for row in start..end {
+                    // SAFETY: passed on.
+                    unsafe { self.row::<S>(n, row, block) };
+                }
+            }
+            start = end;
+        }
+    }
+}
+
+impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
+    /// One row of output pixels of one block.
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&self, n: usize, y: usize, block: usize) {
+        let Slide { spec, layout, strips, .. } = self.slide;
+        let (input, output, window) = (spec.input, spec.output, spec.window);
+        let at = layout.blocks[block];
+        let width = layout.vectors * S::LANES;
+        let top = (y * window.stride[0]) as isize - spec.placed.before[0] as isize;
+        let taps = taps_inside(top, window.kernel[0], window.dilation[0], input.h);
+        let row_weights = layout.steps * window.kernel[1] * width;
+        let image = n as isize * input.h as isize;
+        let first_row = image + top + (taps.start * window.dilation[0]) as isize;
+        let epilogue = spec.epilogue;
+        let clamp = if epilogue.residual.is_some() { None } else { clamp_of(epilogue.activation) };
+        // SAFETY: blocks, rows and strips lie inside the maps; the buffers were packed for these blocks.
+        unsafe {
+            let pixel = (n * output.h + y) * output.w;
+            let target = self.io.output.add(pixel * output.ld + at.output);
+            // The residual may be the output itself, so it is read before anything is written: sums wait in scratch.
+            let (sums, sums_ld) = match epilogue.residual {
+                Some(_) => (self.scratch, width),
+                None => (target, output.ld),
+            };
+            let mut strip = Strip {
+                input: std::ptr::null(),
+                row: window.dilation[0] * input.w * input.ld,
+                pixel: input.ld,
+                rows: taps.len(),
+                steps: layout.steps,
+                weights: self.slide.weights.as_ptr().add((block * window.kernel[0] + taps.start) * row_weights),
+                lanes: self.slide.lanes.as_ptr().wrapping_add(block * layout.steps * S::LANES),
+                bias: self.slide.bias.as_ptr().add(block * width),
+                output: sums,
+                out_pixel: sums_ld,
+                clamp,
+                valid: strips.valid.as_ptr(),
+            };
+            for (i, &start) in strips.starts.iter().enumerate() {
+                let column = (start * window.stride[1]) as isize - spec.placed.before[1] as isize;
+                let offset = (first_row * input.w as isize + column) * input.ld as isize + at.input as isize;
+                strip.input = self.io.inputs[0].wrapping_offset(offset);
+                strip.output = sums.add(start * sums_ld);
+                strip.valid = strips.valid.as_ptr().add(i * strips.words);
+                self.strip::<S>(&strip, strips.inside[i], &at);
+            }
+            if clamp.is_none() && epilogue != Epilogue::default() {
+                let done = if epilogue.residual.is_some() { at.overlap } else { 0 };
+                let residual = epilogue
+                    .residual
+                    .map(|ld| Pixels { first: self.io.inputs[1].add(pixel * ld + at.output + done), ld });
+                self.slide.isa.run(Finish {
+                    sums: Pixels { first: sums.cast_const().add(done), ld: sums_ld },
+                    residual,
+                    target: target.add(done),
+                    ld: output.ld,
+                    pixels: output.w,
+                    channels: at.writable - done,
+                    activation: epilogue.activation,
+                });
+            }
+        }
+    }
+
+    /// Picks the loop for the strip's width and for whether it touches the border.
+    #[inline(always)]
+    unsafe fn strip<S: Simd>(&self, s: &Strip, inside: bool, at: &Block) {
+        let Slide { spec, layout, strips, .. } = self.slide;
+        macro_rules! fixed {
+            ($nv:literal, $p:literal, $border:literal) => {
+                strip::fixed::<S, F, KW, ST, $nv, $p, $border>(s)
+            };
+        }
+        // SAFETY: passed on.
+        unsafe {
+            if const { KW == 0 || S::LANES < 8 } {
+                let (window, ld) = (spec.window, spec.input.ld);
+                let g = General {
+                    taps: window.kernel[1],
+                    tap: window.dilation[1] * ld,
+                    stride: window.stride[1] * ld,
+                    readable: at.readable,
+                    writable: at.writable,
+                };
+                return match strips.pixels {
+                    4 => strip::general::<S, F, 4>(s, &g),
+                    _ => strip::general::<S, F, 1>(s, &g),
+                };
+            }
+            // Constants first: a loop that an instruction set or a fetch never runs is not compiled for it.
+            match (layout.vectors, strips.pixels, inside) {
+                (2, 7, true) if const { pairs::<S, F>() } => fixed!(2, 7, false),
+                (2, 7, false) if const { pairs::<S, F>() } => fixed!(2, 7, true),
+                (2, ..) if const { pairs::<S, F>() } => fixed!(2, 4, true),
+                (_, 14, true) if const { wide::<S, F>(ST) } => fixed!(1, 14, false),
+                (_, 14, false) if const { wide::<S, F>(ST) } => fixed!(1, 14, true),
+                (_, 7, true) => fixed!(1, 7, false),
+                (_, 7, false) => fixed!(1, 7, true),
+                _ => fixed!(1, 4, true),
+            }
+        }
+    }
+}
+
+/// Whether blocks of two vectors occur.
+const fn pairs<S: Simd, F: Fetch>() -> bool {
+    S::REGISTERS >= 32 && !F::PERMUTE
+}
+
+/// Whether strips of 14 pixels occur.
+const fn wide<S: Simd, F: Fetch>(stride: usize) -> bool {
+    S::REGISTERS >= 32 && stride == 1 && (F::PERMUTE || F::SPLAT)
+}
+
+/// The taps `k` with `0 ≤ first + k·dilation < size`.
+fn taps_inside(first: isize, taps: usize, dilation: usize, size: usize) -> Range<usize> {
+    let start = (-first).max(0).unsigned_abs().div_ceil(dilation);
+    let end = (size as isize - first).max(0).unsigned_abs().div_ceil(dilation).min(taps);
+    start.min(end)..end
+}
+
+/// The range an activation cuts off to, if that is all it does.
+fn clamp_of(activation: Option<Activation>) -> Option<[f32; 2]> {
+    match activation {
+        Some(Activation::Relu) => Some([0.0, f32::INFINITY]),
+        Some(Activation::Relu6) => Some([0.0, 6.0]),
+        _ => None,
+    }
+}
+
+/// `target = activation(sums + residual)` on a row of pixels, while it is in the cache. The target may be the sums or
+/// the residual. A task of its own, so that it is compiled once and not for every geometry.
+#[derive(Clone, Copy)]
+struct Finish {
+    sums: Pixels,
+    residual: Option<Pixels>,
+    target: *mut f32,
+    ld: usize,
+    pixels: usize,
+    channels: usize,
+    activation: Option<Activation>,
+}
+
+/// Pixels to read: number `i` starts at `first + i · ld`.
+#[derive(Clone, Copy)]
+struct Pixels {
+    first: *const f32,
+    ld: usize,
+}
+
+impl Task for Finish {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        macro_rules! rows {
+            ($activation:expr) => {
+                // SAFETY: passed on.
+                unsafe { self.rows::<S>($activation) }
+            };
+        }
+        match self.activation {
+            // One loop for what EfficientNet does everywhere, so that its constants stay in registers.
+            Some(Activation::Silu) => rows!(Some(Activation::Silu)),
+            other => rows!(other),
+        }
+    }
+}
+
+impl Finish {
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(self, activation: Option<Activation>) {
+        for pixel in 0..self.pixels {
+            for c in (0..self.channels).step_by(S::LANES) {
+                // SAFETY: sums, residual and target have `channels` floats at every pixel.
+                unsafe {
+                    let mask = S::mask((self.channels - c).min(S::LANES));
+                    let mut v = S::load_masked(self.sums.first.add(pixel * self.sums.ld + c), mask);
+                    if let Some(r) = self.residual {
+                        v = S::add(v, S::load_masked(r.first.add(pixel * r.ld + c), mask));
+                    }
+                    let v = apply_activation::<S>(activation, v);
+                    S::store_masked(self.target.add(pixel * self.ld + c), v, mask);
+                }
+            }
+        }
+    }
+}
