@@ -146,19 +146,36 @@ impl Tiled for Unpack {
         let plane = map.h * map.w;
         for item in self.tiling.range(tile) {
             let (n, first) = (item / self.blocks, item % self.blocks * BLOCK);
-            let last = map.c.min(first + BLOCK);
+            let count = BLOCK.min(map.c - first);
             for start in (0..plane).step_by(BLOCK) {
-                for c in first..last {
-                    for pixel in start..plane.min(start + BLOCK) {
-                        // SAFETY: `n`, `pixel` and `c` lie in the map, whose images have `c · plane` elements.
-                        unsafe {
-                            *io.output.add(n * self.image + c * plane + pixel) =
-                                *io.inputs[0].add((n * plane + pixel) * map.ld + c);
-                        }
-                    }
+                let pixels = BLOCK.min(plane - start);
+                // SAFETY: `n`, the pixels and the channels lie in the map, whose images have `c · plane` elements.
+                unsafe {
+                    let x = io.inputs[0].add((n * plane + start) * map.ld + first);
+                    let y = io.output.add(n * self.image + first * plane + start);
+                    transpose(x, map.ld, y, plane, [pixels, count]);
                 }
             }
         }
+    }
+}
+
+/// `y[c·plane + p] = x[p·ld + c]` for `p < pixels`, `c < channels`, both at most [`BLOCK`]. The block passes through the
+/// stack, so that both maps are touched along their contiguous side.
+///
+/// # Safety
+/// All of these are valid and do not overlap.
+#[inline(always)]
+unsafe fn transpose(x: *const f32, ld: usize, y: *mut f32, plane: usize, [pixels, channels]: [usize; 2]) {
+    let mut block = [[0.0f32; BLOCK]; BLOCK];
+    for (p, row) in block.iter_mut().enumerate().take(pixels) {
+        // SAFETY: passed on.
+        unsafe { std::ptr::copy_nonoverlapping(x.add(p * ld), row.as_mut_ptr(), channels) };
+    }
+    for c in 0..channels {
+        let column: [f32; BLOCK] = std::array::from_fn(|p| block[p][c]);
+        // SAFETY: passed on.
+        unsafe { std::ptr::copy_nonoverlapping(column.as_ptr(), y.add(c * plane), pixels) };
     }
 }
 

@@ -224,6 +224,21 @@ impl Area {
     /// All of it is readable, no count is zero, the CPU has the instruction set of `S`.
     #[inline(always)]
     unsafe fn reduce<S: Simd, R: Reduction, const V: usize>(self, x: *const f32, mask: S::M) -> [S::V; V] {
+        // The windows in use have loops of constant length, which unroll.
+        // SAFETY: passed on.
+        unsafe {
+            match self.counts {
+                [3, 3] => Area { counts: [3, 3], ..self }.reduce_any::<S, R, V>(x, mask),
+                [2, 2] => Area { counts: [2, 2], ..self }.reduce_any::<S, R, V>(x, mask),
+                _ => self.reduce_any::<S, R, V>(x, mask),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Area::reduce`].
+    #[inline(always)]
+    unsafe fn reduce_any<S: Simd, R: Reduction, const V: usize>(self, x: *const f32, mask: S::M) -> [S::V; V] {
         // SAFETY: passed on.
         unsafe {
             let mut total = [S::zero(); V];
