@@ -28,6 +28,19 @@ fn alexnet_costs_what_torchvision_publishes() {
     assert_eq!(Summary::of(&alexnet(), [4, 3, 224, 224]).unwrap().macs, 4 * 714_188_480, "a batch costs its images");
 }
 
+#[test]
+fn the_registry_quotes_what_the_drawings_cost() {
+    for model in convzoo::models::list() {
+        let graph = Graph::draw(3, &model.config()).unwrap();
+        let input = [1, 3, model.input, model.input];
+        let summary = Summary::of(&graph, input).unwrap();
+        assert_eq!((summary.params as u64, summary.macs), (model.params, model.macs), "{}", model.name);
+        let training = Summary::with_auxiliary(&graph, input).unwrap();
+        assert_eq!(training.params as u64, model.params_with_aux, "{}", model.name);
+        assert!(summary.peak_bytes <= summary.activation_bytes && summary.peak_bytes > 0, "{}", model.name);
+    }
+}
+
 fn residual(x: Node<'_>) -> Node<'_> {
     let y = x.layer("conv", Conv2d::k1(4).no_bias()).layer("bn", BatchNorm::new()).layer("drop", Dropout::new(0.1));
     (y + x).relu()

@@ -68,10 +68,19 @@ fn centre_crop_equals_torchvision() {
 #[test]
 fn presets_equal_the_transforms_of_torchvision_and_timm_bit_for_bit() {
     for row in table("preset.txt") {
-        let preset = Preset::for_model(&row[0]).unwrap();
-        let tensor = preset.apply(&recipe(number(&row[1]), number(&row[2]))).unwrap();
-        assert_eq!(tensor.shape(), [1, 3, number(&row[3]), number(&row[4])], "{row:?}");
-        assert_eq!(fnv(tensor.as_slice().iter().flat_map(|v| v.to_le_bytes())), row[5], "{row:?}");
+        let preset = Preset::for_weights(&row[0], &row[1]).or(Preset::for_model(&row[0])).unwrap();
+        let tensor = preset.apply(&recipe(number(&row[2]), number(&row[3]))).unwrap();
+        assert_eq!(tensor.shape(), [1, 3, number(&row[4]), number(&row[5])], "{row:?}");
+        assert_eq!(fnv(tensor.as_slice().iter().flat_map(|v| v.to_le_bytes())), row[6], "{row:?}");
+    }
+}
+
+#[test]
+fn every_registered_model_has_a_preset_of_its_input_size() {
+    for model in convzoo::models::list() {
+        let preset = Preset::for_model(model.name).unwrap_or_else(|| panic!("{} has no preset", model.name));
+        let expected = if model.is_cifar() { None } else { Some([model.input; 2]) };
+        assert_eq!(preset.crop, expected, "{}", model.name);
     }
 }
 

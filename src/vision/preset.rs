@@ -154,11 +154,11 @@ impl Preset {
 
     /// The recipe of a registered model's published weights, `None` for an unknown name.
     ///
-    /// For torchvision's models these are its `DEFAULT` weights (`IMAGENET1K_V2` where there are two generations); see
-    /// [`Preset::for_weights`] for the others. `googlenet` takes values from -1 to 1: its weights were trained so, and
-    /// torchvision's network re-normalises its input inside (`transform_input`), which here belongs to the preset.
-    /// `googlenet_paper` takes Caffe's BGR, as the weights BVLC trained do. A network without published weights
-    /// gets the recipe of its nearest relative.
+    /// These are the weights the registry quotes: torchvision's first generation (`IMAGENET1K_V1`), timm's for the SE
+    /// networks; see [`Preset::for_weights`] for later ones. `googlenet` takes values from -1 to 1: its weights were
+    /// trained so, and torchvision's network re-normalises its input inside (`transform_input`), which here belongs to
+    /// the preset. `googlenet_paper` takes Caffe's BGR, as the weights BVLC trained do. A network without published
+    /// weights gets the recipe of its nearest relative.
     pub fn for_model(name: &str) -> Option<Preset> {
         use Interpolation::{Bicubic, Bilinear};
         let imagenet = Preset::imagenet;
@@ -174,7 +174,16 @@ impl Preset {
             | "vgg19_bn"
             | "resnet18"
             | "resnet34"
+            | "resnet50"
+            | "resnet101"
+            | "resnet152"
             | "resnet50_v1"
+            | "resnet101_v1"
+            | "resnet152_v1"
+            | "resnext50_32x4d"
+            | "resnext101_32x8d"
+            | "wide_resnet50_2"
+            | "wide_resnet101_2"
             | "densenet121"
             | "densenet161"
             | "densenet169"
@@ -182,20 +191,22 @@ impl Preset {
             | "densenet264"
             | "squeezenet1_0"
             | "squeezenet1_1"
+            | "mobilenet_v2"
             | "legacy_seresnet50"
             | "legacy_seresnet101"
             | "legacy_seresnet152"
             | "legacy_seresnext50_32x4d"
             | "legacy_seresnext101_32x4d"
-            | "legacy_senet154" => imagenet(224, 256, Bilinear),
+            | "legacy_senet154"
+            | "deform_resnet50_v1_c5"
+            | "deform_resnet50_v1_c3"
+            | "deform_resnet50_v2_c3" => imagenet(224, 256, Bilinear),
+            "alexnet_paper" => imagenet(227, 256, Bilinear),
             "googlenet" | "googlenet_paper_bn" => imagenet(224, 256, Bilinear).half(),
             "googlenet_paper" => Preset::caffe(224, 256),
-            "resnet50" | "resnet101" | "resnet152" | "resnext50_32x4d" | "resnext101_32x8d" | "resnext101_64x4d"
-            | "wide_resnet50_2" | "wide_resnet101_2" | "mobilenet_v2" => imagenet(224, 232, Bilinear),
-            // timm: crop_pct 0.95, floor(224 / 0.95).
-            "seresnet50" => imagenet(224, 235, Bicubic),
-            "efficientnet_b0" => imagenet(224, 256, Bicubic),
-            "efficientnet_b1" => imagenet(240, 255, Bilinear),
+            "resnext101_64x4d" => imagenet(224, 232, Bilinear),
+            "seresnet50" | "efficientnet_b0" => imagenet(224, 256, Bicubic),
+            "efficientnet_b1" => imagenet(240, 256, Bicubic),
             "efficientnet_b2" => imagenet(288, 288, Bicubic),
             "efficientnet_b3" => imagenet(300, 320, Bicubic),
             "efficientnet_b4" => imagenet(380, 384, Bicubic),
@@ -205,19 +216,19 @@ impl Preset {
             "efficientnet_v2_s" => imagenet(384, 384, Bilinear),
             "efficientnet_v2_m" => imagenet(480, 480, Bilinear),
             "efficientnet_v2_l" => imagenet(480, 480, Bicubic).half(),
-            _ if name.starts_with("deform_resnet50") => imagenet(224, 256, Bilinear),
             _ if is_cifar(name) => Preset::cifar10(),
             _ => return None,
         })
     }
 
-    /// The recipe of one generation of torchvision's weights, by torchvision's name: `IMAGENET1K_V1`,
-    /// `IMAGENET1K_V2`, or `IMAGENET1K_FEATURES` of `vgg16`. `None` if torchvision has no such weights.
+    /// The recipe of weights that share an architecture's name with others: torchvision's `IMAGENET1K_V1`,
+    /// `IMAGENET1K_V2` and (`vgg16`) `IMAGENET1K_FEATURES`, timm's `a1_in1k` and `ra2_in1k` of `seresnet50`, and `caffe`
+    /// for the Caffe originals of `googlenet_paper` (crop 224) and `squeezenet1_0` (crop 227). `None` if there are no
+    /// such weights.
     ///
     /// A `resnet50-0676ba61.pth` is of the first generation, a `resnet50-11ad3fa6.pth` of the second.
     pub fn for_weights(model: &str, weights: &str) -> Option<Preset> {
-        use Interpolation::{Bicubic, Bilinear};
-        let latest = Preset::for_model(model)?;
+        let first = Preset::for_model(model)?;
         let second = matches!(
             model,
             "resnet50"
@@ -230,20 +241,25 @@ impl Preset {
                 | "mobilenet_v2"
                 | "efficientnet_b1"
         );
-        let first_only = !second
-            && (matches!(model, "alexnet" | "googlenet" | "resnet18" | "resnet34" | "resnext101_64x4d")
-                || ["vgg", "squeezenet", "efficientnet"].iter().any(|family| model.starts_with(family))
-                || (model.starts_with("densenet") && matches!(&model[8..], "121" | "161" | "169" | "201")));
-        match (model, weights) {
+        let torchvision = second
+            || matches!(model, "alexnet" | "googlenet" | "resnet18" | "resnet34" | "resnext101_64x4d")
+            || ["vgg", "squeezenet", "efficientnet"].iter().any(|family| model.starts_with(family))
+            || matches!(model, "densenet121" | "densenet161" | "densenet169" | "densenet201");
+        Some(match (model, weights) {
+            (_, "IMAGENET1K_V1") if torchvision => first,
+            ("efficientnet_b1", "IMAGENET1K_V2") => Preset::imagenet(240, 255, Interpolation::Bilinear),
+            (_, "IMAGENET1K_V2") if second => Preset::imagenet(224, 232, Interpolation::Bilinear),
+            // Caffe's means over 255, in RGB: the published digits.
             ("vgg16", "IMAGENET1K_FEATURES") => {
-                Some(Preset { mean: [0.48235, 0.45882, 0.40784], std: [1.0 / 255.0; 3], ..latest })
+                Preset { mean: [0.48235, 0.45882, 0.40784], std: [1.0 / 255.0; 3], ..first }
             }
-            ("efficientnet_b1", "IMAGENET1K_V1") => Some(Preset::imagenet(240, 256, Bicubic)),
-            (_, "IMAGENET1K_V1") if second => Some(Preset::imagenet(224, 256, Bilinear)),
-            (_, "IMAGENET1K_V1") if first_only => Some(latest),
-            (_, "IMAGENET1K_V2") if second => Some(latest),
-            _ => None,
-        }
+            ("seresnet50", "ra2_in1k") => first,
+            // timm: crop_pct 0.95, floor(224 / 0.95).
+            ("seresnet50", "a1_in1k") => Preset::imagenet(224, 235, Interpolation::Bicubic),
+            ("googlenet_paper", "caffe") => first,
+            ("squeezenet1_0", "caffe") => Preset::caffe(227, 256),
+            _ => return None,
+        })
     }
 }
 
@@ -325,13 +341,15 @@ mod tests {
         use Interpolation::{Bicubic, Bilinear};
         let cases = [
             ("alexnet", "", 224, 256, Bilinear),
-            ("resnet50", "", 224, 232, Bilinear),
-            ("resnet50", "IMAGENET1K_V1", 224, 256, Bilinear),
+            ("resnet50", "", 224, 256, Bilinear),
+            ("resnet50", "IMAGENET1K_V2", 224, 232, Bilinear),
             ("resnext101_64x4d", "IMAGENET1K_V1", 224, 232, Bilinear),
-            ("efficientnet_b1", "", 240, 255, Bilinear),
-            ("efficientnet_b1", "IMAGENET1K_V1", 240, 256, Bicubic),
+            ("efficientnet_b1", "", 240, 256, Bicubic),
+            ("efficientnet_b1", "IMAGENET1K_V2", 240, 255, Bilinear),
             ("efficientnet_b7", "IMAGENET1K_V1", 600, 600, Bicubic),
-            ("seresnet50", "", 224, 235, Bicubic),
+            ("seresnet50", "", 224, 256, Bicubic),
+            ("seresnet50", "a1_in1k", 224, 235, Bicubic),
+            ("alexnet_paper", "", 227, 256, Bilinear),
             ("deform_resnet50_v2_c3", "", 224, 256, Bilinear),
         ];
         for (model, weights, crop, resize, interpolation) in cases {
@@ -345,5 +363,6 @@ mod tests {
             assert_eq!(Preset::for_weights(model, weights), None, "{model} {weights}");
         }
         assert_eq!(Preset::for_model("resnet21"), None);
+        assert_eq!(Preset::for_weights("squeezenet1_0", "caffe"), Some(Preset::caffe(227, 256)));
     }
 }
