@@ -57,7 +57,7 @@ fn run(args: &Args) -> Result<()> {
     if args.explain {
         print!("{}", Model::blank(&network)?.plan(shape)?.explain());
     } else {
-        print!("{}", Summary::new(&Graph::draw(3, &network)?, shape)?);
+        print!("{}", Summary::of(&Graph::draw(3, &network)?, shape)?);
     }
     Ok(())
 }

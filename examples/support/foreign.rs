@@ -2,7 +2,7 @@
 
 /// The zoo's name for a parameter of BVLC's Caffe GoogLeNet, of DeepScale's Caffe SqueezeNet, or of a CIFAR ResNet that
 /// calls its classifier `linear`; `None` for a name that needs no translation.
-pub fn rename(name: &str) -> Option<String> {
+pub(crate) fn rename(name: &str) -> Option<String> {
     let (layer, kind) = name.rsplit_once('.')?;
     let ours = caffe_googlenet(layer)
         .or_else(|| caffe_squeezenet(layer))
