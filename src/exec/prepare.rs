@@ -176,7 +176,16 @@ impl Maker<'_> {
     }
 
     fn deform(&mut self, unit: &Unit) -> Result<()> {
-        Err(Error::invalid(&unit.path, "deformable convolution runs in the reference executor only"))
+        let Op::DeformConv { weight, bias, window, groups, offset_groups } = unit.op else {
+            unreachable!("called for deformable convolutions only")
+        };
+        let (spec, _) = self.spec(unit, window, groups)?;
+        let (weight, bias) = self.weights(unit, weight, bias);
+        let mask = unit.inputs.get(2).map(|&value| self.map(value));
+        let sampling = conv::Sampling { offset: self.map(unit.inputs[1]), mask, groups: offset_groups };
+        let kernel = conv::deform(spec, sampling, &weight, bias.as_deref(), self.isa);
+        self.push(unit, kernel, 3);
+        Ok(())
     }
 
     /// The geometry of a convolution, and whether its input carries the border already.

@@ -3,12 +3,15 @@
 //! Every constructor takes a [`ConvSpec`], the weights as PyTorch stores them (`[out, in / groups, kh, kw]`) and an
 //! instruction set, packs what it needs and cuts the work into tiles. [`choose`] picks one by shape.
 
+mod deform;
 mod depthwise;
 mod grid;
 mod grouped;
 mod im2col;
 mod indirect;
 mod slide;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +20,7 @@ use crate::kernels::{Epilogue, Kernel, Map};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
 
+pub use deform::{Sampling, deform};
 pub use depthwise::depthwise;
 pub use grouped::grouped;
 pub use im2col::im2col;

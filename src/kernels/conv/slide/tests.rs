@@ -1,15 +1,13 @@
 //! Depthwise and grouped kernels against the oracle in `f64`, for every instruction set.
 
 use crate::activation::Activation;
+use crate::kernels::conv::testing::{SENTINEL, noise, position, to_map};
 use crate::kernels::conv::{ConvSpec, depthwise, grouped};
 use crate::kernels::naive::{self, ConvShape, Nchw};
 use crate::kernels::{Epilogue, Io, Map};
 use crate::shape::{Padding, Window};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
-
-/// What the gaps between output pixels hold before and after.
-const SENTINEL: f32 = 12345.0;
 
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -63,31 +61,6 @@ impl Case {
             },
         }
     }
-}
-
-/// Numbers in [-1, 1), the same ones every time.
-fn noise(len: usize, mut seed: u32) -> Vec<f32> {
-    std::iter::repeat_with(|| {
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
-    })
-    .take(len)
-    .collect()
-}
-
-/// A contiguous NCHW batch as a map, with `gap` between pixels.
-fn to_map(nchw: &[f32], map: Map, gap: f32) -> Vec<f32> {
-    let mut data = vec![gap; map.extent()];
-    for (i, &v) in nchw.iter().enumerate() {
-        data[position(i, map)] = v;
-    }
-    data
-}
-
-/// Where element `i` of the NCHW batch lies in the map.
-fn position(i: usize, map: Map) -> usize {
-    let (pixel, plane) = (i % (map.h * map.w), i / (map.h * map.w));
-    ((plane / map.c) * map.h * map.w + pixel) * map.ld + plane % map.c
 }
 
 fn oracle(spec: &ConvSpec, x: &[f32], weight: &[f32], bias: Option<&[f32]>, residual: Option<&[f32]>) -> Vec<f64> {
