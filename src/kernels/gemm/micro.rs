@@ -71,10 +71,8 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                 }
                 let mut k = 0;
                 while k + 4 <= t.k {
-                    if k.is_multiple_of(16) && !t.next.is_null() {
-                        for m in 0..MR {
-                            S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
-                        }
+                    if k.is_multiple_of(16) {
+                        fetch_next::<S, MR, NRV>(t, tap, k);
                     }
                     if !t.later.is_null() {
                         S::prefetch_far(later);
@@ -94,6 +92,25 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                 }
             }
             finish::<S, MR, NRV>(t, last, &mut acc);
+        }
+    }
+}
+
+/// Fetches what the next tile will read, spread over the steps of k: its activations, and its residual, which is one
+/// column of registers for every sixteen of k.
+#[inline(always)]
+unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: usize, k: usize) {
+    // SAFETY: as in `Kernel::run`; prefetching is harmless at any address.
+    unsafe {
+        if !t.next.is_null() {
+            for m in 0..MR {
+                S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
+            }
+        }
+        if !t.residual.is_null() && tap == 0 && k < 16 * NRV {
+            for m in 0..MR {
+                S::prefetch(t.residual.wrapping_add((MR + m) * t.ld_residual + k / 16 * S::LANES));
+            }
         }
     }
 }
