@@ -14,4 +14,4 @@ pub mod reference;
 mod run;
 
 pub use plan::{Plan, PlanOptions};
-pub use run::Outputs;
+pub use run::{Outputs, StepTime};

@@ -32,6 +32,8 @@ pub(super) struct Step {
     pub(super) path: String,
     pub(super) shape: [usize; 4],
     pub(super) fused: Vec<&'static str>,
+    /// Multiply-adds of convolutions and linear layers, as the direct form would need them.
+    pub(super) macs: u64,
 }
 
 /// Prepares every unit of `program`, then the copies of what leaves the plan.
@@ -76,6 +78,7 @@ impl Maker<'_> {
             path: path.to_owned(),
             shape: self.program.shape(value),
             fused: Vec::new(),
+            macs: 0,
         }
     }
 
@@ -89,6 +92,10 @@ impl Maker<'_> {
             step.inputs[residual] = Slot::Arena(self.layout.address(value));
         }
         step.fused.clone_from(&unit.fused);
+        if let Op::Conv { weight, .. } | Op::DeformConv { weight, .. } | Op::Linear { weight, .. } = unit.op {
+            let [n, _, h, w] = step.shape;
+            step.macs = (n * h * w * self.params.value(weight).len()) as u64;
+        }
         self.steps.push(step);
     }
 

@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 use crate::kernels::{Io, MAX_INPUTS};
 use crate::par::{Progress, Steps, Team};
 use crate::tensor::{AlignedBuf, Tensor};
+use std::ops::Range;
+use std::time::Instant;
 
 /// What a plan needs while running, allocated once.
 pub(super) struct Runner {
@@ -105,6 +107,31 @@ impl Plan {
     /// The outputs borrow the plan's own memory: copy what must outlive the next run. NaN in the image is passed on
     /// as arithmetic does.
     pub fn run(&mut self, image: &Tensor) -> Result<Outputs<'_>> {
+        self.run_steps(image, 0..self.steps.len())?;
+        Ok(Outputs { values: &self.outputs })
+    }
+
+    /// Runs the network step by step, timing each: where the time goes. Slower than [`Plan::run`] by a wake-up of the
+    /// workers per step.
+    pub fn profile(&mut self, image: &Tensor) -> Result<Vec<StepTime>> {
+        let mut times = Vec::with_capacity(self.steps.len());
+        for i in 0..self.steps.len() {
+            let started = Instant::now();
+            self.run_steps(image, i..i + 1)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let step = &self.steps[i];
+            times.push(StepTime {
+                path: step.path.clone(),
+                shape: step.shape,
+                kernel: step.kernel.name(),
+                seconds,
+                macs: step.macs,
+            });
+        }
+        Ok(times)
+    }
+
+    fn run_steps(&mut self, image: &Tensor, range: Range<usize>) -> Result<()> {
         if image.shape() != self.input {
             return Err(Error::mismatch("input", "shape", format!("{:?}", self.input), format!("{:?}", image.shape())));
         }
@@ -112,7 +139,7 @@ impl Plan {
         let tensors = self.outputs.iter_mut().map(|(_, tensor)| tensor.as_mut_slice().as_mut_ptr());
         runner.outputs.iter_mut().zip(tensors).for_each(|(slot, pointer)| *slot = Pointer(pointer));
         let run = Run {
-            steps: &self.steps,
+            steps: &self.steps[range.clone()],
             image: image.as_slice().as_ptr(),
             arena: runner.arena.as_mut_ptr(),
             scratch: runner.scratch.as_mut_ptr(),
@@ -120,9 +147,24 @@ impl Plan {
             outputs: &runner.outputs,
         };
         // SAFETY: `run` upholds the contract of kernels as argued in `compute`, and `&mut self` keeps everyone else out.
-        unsafe { runner.team.run(&run, &runner.progress) };
-        Ok(Outputs { values: &self.outputs })
+        unsafe { runner.team.run(&run, &runner.progress[range]) };
+        Ok(())
     }
+}
+
+/// How long one step took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepTime {
+    /// Path of the layer.
+    pub path: String,
+    /// `[n, c, h, w]` of what it writes.
+    pub shape: [usize; 4],
+    /// The kernel.
+    pub kernel: String,
+    /// Wall time.
+    pub seconds: f64,
+    /// Multiply-adds of convolutions and linear layers, as the direct form would need them; 0 for everything else.
+    pub macs: u64,
 }
 
 /// The outputs of one run, by name.

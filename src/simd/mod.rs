@@ -49,9 +49,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod math;
+mod peak;
 mod scalar;
 
 pub use math::{apply_activation, exp, sigmoid, silu};
+pub use peak::peak_gflops;
 pub use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub use {avx2::Avx2, avx512::Avx512};

@@ -1,0 +1,187 @@
+//! How fast a network runs here, in which share of what the machine could do.
+//!
+//! ```text
+//! cargo run --release --example latency -- --model resnet50 --batch 1 --threads 2
+//! ```
+//!
+//! The output is held to the reference executor once, before any time is taken. With `--worker` it speaks the line
+//! protocol of a benchmark that interleaves several engines: `ready LOAD_MS MAX_ERROR`, then for every line `run K` the
+//! times of `K` runs in ms, and `rss PEAK_MIB` at the end of the input.
+
+use clap::Parser;
+use convzoo::simd::{Isa, peak_gflops};
+use convzoo::weights::{Limits, LoadOptions, StateDict};
+use convzoo::{Error, Model, Plan, PlanOptions, Result, Tensor, models};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Times one network.
+#[derive(Parser)]
+struct Args {
+    /// Model of the registry.
+    #[arg(long)]
+    model: String,
+    /// Images per run.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Side of the square images [default: the model's].
+    #[arg(long)]
+    size: Option<usize>,
+    /// How long to measure.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Skip the comparison with the (slow) reference executor.
+    #[arg(long)]
+    no_check: bool,
+    /// Weight file [default: random values].
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// A safetensors file with `input` and `logits` to compare with.
+    #[arg(long)]
+    reference: Option<PathBuf>,
+    /// Serve a benchmark over standard input and output.
+    #[arg(long, requires_all = ["weights", "reference"])]
+    worker: bool,
+}
+
+fn main() {
+    let started = Instant::now();
+    let args = Args::parse();
+    let outcome = if args.worker { worker(&args, started) } else { measure(&args) };
+    if let Err(error) = outcome {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn model(args: &Args) -> Result<Model> {
+    let network = models::build(&args.model, None)?;
+    let Some(weights) = &args.weights else { return Model::new(&network, &mut StdRng::seed_from_u64(0)) };
+    let mut model = Model::blank(&network)?;
+    model.load_with(weights, &LoadOptions::strict(), &Limits::default())?;
+    Ok(model)
+}
+
+fn options(args: &Args) -> PlanOptions {
+    PlanOptions::new().threads(args.threads)
+}
+
+fn input(args: &Args) -> Result<Tensor> {
+    let side = args.size.unwrap_or(models::get(&args.model)?.input);
+    let mut rng = StdRng::seed_from_u64(1);
+    Ok(Tensor::from_fn(&[args.batch, 3, side, side], |_| 2.0 * rng.random::<f32>() - 1.0))
+}
+
+fn shape(input: &Tensor) -> Result<[usize; 4]> {
+    let found = format!("{:?}", input.shape());
+    input.shape().try_into().map_err(|_| Error::mismatch("input", "rank", 4, found))
+}
+
+/// Greatest difference over greatest magnitude.
+fn largest_error(found: &[f32], wanted: &[f32]) -> f32 {
+    let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |m, v| if v.is_nan() { v } else { m.max(v) });
+    let difference = most(&mut found.iter().zip(wanted).map(|(a, b)| (a - b).abs()));
+    difference / most(&mut wanted.iter().map(|v| v.abs())).max(1e-12)
+}
+
+fn run(plan: &mut Plan, input: &Tensor) -> Result<f64> {
+    let started = Instant::now();
+    plan.run(input)?;
+    Ok(started.elapsed().as_secs_f64() * 1e3)
+}
+
+fn measure(args: &Args) -> Result<()> {
+    let info = models::get(&args.model)?;
+    let (model, input) = (model(args)?, input(args)?);
+    let mut plan = model.plan_with(shape(&input)?, &options(args))?;
+    if !args.no_check {
+        let wanted: Vec<f32> = model.reference::<f32>(&input)?.data;
+        let error = largest_error(plan.run(&input)?.logits().as_slice(), &wanted);
+        if error.is_nan() || error > 1e-4 {
+            return Err(Error::invalid(&args.model, format!("off the reference by {error:e}: no time is reported")));
+        }
+        eprintln!("equals the reference within {error:.1e}");
+    }
+    drop(model);
+    let side = input.shape()[3];
+    let macs = convzoo::inspect::Summary::of(
+        &convzoo::graph::Graph::draw(3, &models::build(&args.model, None)?)?,
+        [args.batch, 3, side, side],
+    )?
+    .macs;
+    for _ in 0..3 {
+        run(&mut plan, &input)?;
+    }
+    let until = Instant::now() + Duration::from_secs_f64(args.seconds.max(0.0));
+    let mut times = vec![run(&mut plan, &input)?];
+    while Instant::now() < until {
+        times.push(run(&mut plan, &input)?);
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    let (median, least, p99) = (at(0.5), times[0], at(0.99));
+    let peak = peak_gflops(Isa::detect(), args.threads);
+    let share = 2.0 * macs as f64 / (median * 1e6) / peak * 100.0;
+    let rate = args.batch as f64 / median * 1e3;
+    if args.json {
+        let report = serde_json::json!({
+            "model": info.name, "batch": args.batch, "threads": args.threads, "size": side, "isa": Isa::detect().name(),
+            "runs": times.len(), "median_ms": median, "min_ms": least, "p99_ms": p99, "images_per_s": rate,
+            "peak_gflops": peak, "percent_of_peak": share,
+            "arena_mib": plan.arena_bytes() as f64 / 1048576.0, "weights_mib": plan.weight_bytes() as f64 / 1048576.0,
+        });
+        println!("{report}");
+    } else {
+        println!(
+            "{} batch {} at {side}×{side}, {} threads, {}: median {median:.2} ms, min {least:.2}, p99 {p99:.2} \
+             ({} runs), {rate:.1} images/s, {share:.0} % of the {peak:.0} GFLOP/s measured",
+            info.name,
+            args.batch,
+            args.threads,
+            Isa::detect().name(),
+            times.len(),
+        );
+    }
+    Ok(())
+}
+
+fn tensor(state: &StateDict, name: &str, file: &Path) -> Result<Tensor> {
+    let missing = || Error::format(file.display().to_string(), format!("holds no tensor `{name}`"));
+    state.get(name).cloned().ok_or_else(missing)
+}
+
+fn worker(args: &Args, started: Instant) -> Result<()> {
+    let file = args.reference.as_deref().unwrap_or(Path::new(""));
+    let state = StateDict::read(file)?;
+    let (input, wanted) = (tensor(&state, "input", file)?, tensor(&state, "logits", file)?);
+    let mut plan = model(args)?.plan_with(shape(&input)?, &options(args))?;
+    let error = largest_error(plan.run(&input)?.logits().as_slice(), wanted.as_slice());
+    let mut out = std::io::stdout().lock();
+    let pipe = |e| Error::io("standard output", e);
+    writeln!(out, "ready {:.1} {error:.3e}", started.elapsed().as_secs_f64() * 1e3)
+        .and_then(|()| out.flush())
+        .map_err(pipe)?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|e| Error::io("standard input", e))?;
+        let Some(count) = line.strip_prefix("run ").and_then(|k| k.trim().parse::<usize>().ok()) else { continue };
+        let times = (0..count).map(|_| Ok(format!("{:.4}", run(&mut plan, &input)?))).collect::<Result<Vec<_>>>()?;
+        writeln!(out, "{}", times.join(" ")).and_then(|()| out.flush()).map_err(pipe)?;
+    }
+    writeln!(out, "rss {:.1}", peak_resident_mib()).and_then(|()| out.flush()).map_err(pipe)
+}
+
+/// The most memory this process ever held, as Linux counts it; 0 where it does not.
+fn peak_resident_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}

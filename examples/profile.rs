@@ -1,0 +1,83 @@
+//! Where the time goes, step by step.
+//!
+//! ```text
+//! cargo run --release --example profile -- --model resnet50 --threads 2
+//! ```
+
+use clap::Parser;
+use convzoo::exec::StepTime;
+use convzoo::simd::{Isa, peak_gflops};
+use convzoo::{Model, PlanOptions, Result, Tensor, models};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::collections::BTreeMap;
+
+/// Times every step of a network's plan: the shortest of several rounds.
+#[derive(Parser)]
+struct Args {
+    /// Model of the registry.
+    #[arg(long)]
+    model: String,
+    /// Images per run.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Side of the square images [default: the model's].
+    #[arg(long)]
+    size: Option<usize>,
+    /// Rounds to take the shortest time of.
+    #[arg(long, default_value_t = 20)]
+    rounds: usize,
+}
+
+fn main() {
+    if let Err(error) = run(&Args::parse()) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let mut rng = StdRng::seed_from_u64(0);
+    let side = args.size.unwrap_or(models::get(&args.model)?.input);
+    let model = Model::new(&models::build(&args.model, None)?, &mut rng)?;
+    let mut plan = model.plan_with([args.batch, 3, side, side], &PlanOptions::new().threads(args.threads))?;
+    drop(model);
+    let input = Tensor::from_fn(&[args.batch, 3, side, side], |_| 2.0 * rng.random::<f32>() - 1.0);
+
+    let mut best = plan.profile(&input)?;
+    for _ in 1..args.rounds {
+        let again = plan.profile(&input)?;
+        best.iter_mut().zip(again).for_each(|(b, a)| b.seconds = b.seconds.min(a.seconds));
+    }
+    print(&best, peak_gflops(Isa::detect(), args.threads));
+    Ok(())
+}
+
+fn print(steps: &[StepTime], peak: f64) {
+    let total: f64 = steps.iter().map(|s| s.seconds).sum();
+    let width = steps.iter().map(|s| s.path.len()).max().unwrap_or(0);
+    let mut kinds: BTreeMap<&str, (f64, u64, usize)> = BTreeMap::new();
+    println!("{:>9} {:>6} {:>8} {:>6}  layer", "µs", "share", "GFLOP/s", "peak");
+    for step in steps {
+        let rate = 2e-9 * step.macs as f64 / step.seconds;
+        let speed = if step.macs == 0 { " ".repeat(15) } else { format!("{rate:8.1} {:4.0} %", rate / peak * 100.0) };
+        let share = step.seconds / total * 100.0;
+        println!(
+            "{:9.1} {share:5.1}% {speed}  {:width$} {:?}  {}",
+            step.seconds * 1e6,
+            step.path,
+            step.shape,
+            step.kernel
+        );
+        let kind = kinds.entry(step.kernel.split('_').next().unwrap_or_default()).or_default();
+        *kind = (kind.0 + step.seconds, kind.1 + step.macs, kind.2 + 1);
+    }
+    println!("\n{:9.1} µs in {} steps, {peak:.0} GFLOP/s peak", total * 1e6, steps.len());
+    for (kind, (seconds, macs, count)) in kinds {
+        let share = seconds / total * 100.0;
+        let of_peak = 2e-9 * macs as f64 / seconds / peak * 100.0;
+        println!("{:9.1} {share:5.1}%  {of_peak:4.0} % of peak  {count:3} × {kind}", seconds * 1e6);
+    }
+}
