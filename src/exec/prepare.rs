@@ -188,8 +188,11 @@ impl Maker<'_> {
         };
         let (spec, _) = self.spec(unit, window, groups)?;
         let (weight, bias) = self.weights(unit, weight, bias);
-        let mask = unit.inputs.get(2).map(|&value| self.map(value));
-        let sampling = conv::Sampling { offset: self.map(unit.inputs[1]), mask, groups: offset_groups };
+        let sampling = conv::Sampling {
+            offset: self.map(unit.inputs[1]),
+            mask: unit.inputs.get(2).map(|&mask| self.map(mask)),
+            groups: offset_groups,
+        };
         let kernel = conv::deform(spec, sampling, &weight, bias.as_deref(), self.isa);
         self.push(unit, kernel, 3);
         Ok(())
