@@ -157,14 +157,12 @@ pub(super) fn pack_groups(
     isa: Isa,
 ) -> Vec<Gemm> {
     let (channels, taps, outputs) = (spec.group_inputs(), spec.window.taps(), spec.group_outputs());
+    // Runs longer than the channels continue with the next tap of the same kernel row.
+    let source: Vec<usize> = (0..extent.taps * extent.k).map(|i| i % channels * taps + i / channels).collect();
     (0..spec.groups)
         .map(|group| {
             let weight = &weight[group * outputs * channels * taps..];
-            // Runs longer than the channels continue with the next tap of the same kernel row.
-            let at = |tap: usize, k: usize, n: usize| {
-                let flat = tap * extent.k + k;
-                weight[(n * channels + flat % channels) * taps + flat / channels]
-            };
+            let at = |tap: usize, k: usize, n: usize| weight[n * channels * taps + source[tap * extent.k + k]];
             let bias = bias.map(|b| &b[group * outputs..][..outputs]);
             Gemm::new(extent, at, bias, spec.epilogue.activation, isa)
         })

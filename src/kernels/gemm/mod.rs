@@ -120,14 +120,7 @@ impl Gemm {
             padded_bias[..extent.n].copy_from_slice(bias);
         }
         for panel in &panels {
-            let width = panel.vectors * lanes;
-            let rows = weights[panel.weights..].chunks_exact_mut(width);
-            for (row, values) in rows.take(extent.taps * extent.k).enumerate() {
-                let (tap, k) = (row / extent.k, row % extent.k);
-                for (i, value) in values[..panel.len].iter_mut().enumerate() {
-                    *value = weight(tap, k, panel.start + i);
-                }
-            }
+            pack(extent, panel, lanes, &weight, &mut weights[panel.weights..]);
         }
         let widest = panels[0].vectors;
         let micros = (1..=widest)
@@ -207,6 +200,23 @@ impl Gemm {
                 unsafe {
                     let c = target.c.add(panel.start);
                     self.isa.run(Activate { activation, c, ld: target.ld, rows: m, columns: panel.len });
+                }
+            }
+        }
+    }
+}
+
+/// Writes the weights of one panel, `[tap][k][lane]`. In blocks of 16 k, because neighbours in k lie together at the
+/// source and columns lie far apart, often by a power of two that would make them evict each other.
+fn pack(extent: Extent, panel: &Panel, lanes: usize, weight: &impl Fn(usize, usize, usize) -> f32, into: &mut [f32]) {
+    let width = panel.vectors * lanes;
+    for tap in 0..extent.taps {
+        for block in (0..extent.k).step_by(16) {
+            let ks = block..(block + 16).min(extent.k);
+            let rows = &mut into[(tap * extent.k + ks.start) * width..(tap * extent.k + ks.end) * width];
+            for i in 0..panel.len {
+                for (k, row) in ks.clone().zip(rows.chunks_exact_mut(width)) {
+                    row[i] = weight(tap, k, panel.start + i);
                 }
             }
         }
