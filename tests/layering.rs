@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("layers", &["activation", "error", "graph", "shape", "tensor"]),
     ("models", &["activation", "error", "graph", "layers", "shape", "tensor"]),
     ("exec", &["activation", "error", "graph", "kernels", "par", "shape", "simd", "tensor"]),
-    ("weights", &["error", "graph", "tensor"]),
+    ("weights", &["error", "graph", "shape", "tensor"]),
     ("vision", &["error", "shape", "tensor"]),
     ("inspect", &["error", "exec", "graph", "shape", "tensor"]),
     ("model", &["error", "exec", "graph", "inspect", "kernels", "tensor", "weights"]),

@@ -8,6 +8,7 @@ use crate::graph::{NodeId, Op, ParamId, Params};
 use crate::kernels::{self, Epilogue, Kernel, MAX_INPUTS, Map, conv, conv::ConvSpec};
 use crate::shape::Window;
 use crate::simd::Isa;
+use std::borrow::Cow;
 
 /// Where a kernel's pointer comes from when the plan runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -219,15 +220,15 @@ impl Maker<'_> {
     }
 
     /// Weight and bias with a folded norm worked in: `s·(Wx + b) + t = (s·W)x + (s·b + t)`, in f64, rounded once.
-    fn weights(&self, unit: &Unit, weight: ParamId, bias: Option<ParamId>) -> (Vec<f32>, Option<Vec<f32>>) {
+    fn weights(&self, unit: &Unit, weight: ParamId, bias: Option<ParamId>) -> (Cow<'_, [f32]>, Option<Cow<'_, [f32]>>) {
         let weight = self.params.value(weight).as_slice();
         let bias = bias.map(|id| self.params.value(id).as_slice());
-        let Some(affine) = &unit.affine else { return (weight.to_vec(), bias.map(<[f32]>::to_vec)) };
+        let Some(affine) = &unit.affine else { return (Cow::Borrowed(weight), bias.map(Cow::Borrowed)) };
         let rows = weight.chunks(weight.len() / affine.scale.len()).zip(&affine.scale);
-        let folded = rows.flat_map(|(row, &s)| row.iter().map(move |&w| (f64::from(w) * s) as f32)).collect();
+        let folded: Vec<f32> = rows.flat_map(|(row, &s)| row.iter().map(move |&w| (f64::from(w) * s) as f32)).collect();
         let per_channel = affine.scale.iter().zip(&affine.shift).enumerate();
         let shift = per_channel.map(|(c, (s, t))| (bias.map_or(0.0, |b| f64::from(b[c])) * s + t) as f32).collect();
-        (folded, Some(shift))
+        (Cow::Owned(folded), Some(Cow::Owned(shift)))
     }
 
     /// Copies the inputs that could not be written in place; usually none.

@@ -6,6 +6,10 @@
 //! are prepared; whoever prepares them has checked the user's numbers before.
 
 #![allow(unsafe_code, reason = "declares the contract of kernels that run on raw pointers")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "register tiles are indexed alike in several arrays: an index reads better than zips"
+)]
 
 pub mod conv;
 pub mod gemm;

@@ -79,7 +79,7 @@ macro_rules! unrolled {
 
 /// The pixel of the strip whose tap `k` is input column `j`, if it is one of `pixels`.
 const fn pixel_of(j: usize, k: usize, stride: usize, pixels: usize) -> Option<usize> {
-    if stride == 0 || j < k || (j - k) % stride != 0 || (j - k) / stride >= pixels {
+    if stride == 0 || j < k || !(j - k).is_multiple_of(stride) || (j - k) / stride >= pixels {
         None
     } else {
         Some((j - k) / stride)
