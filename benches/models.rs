@@ -4,7 +4,7 @@
 //! answer with all threads must equal that of one, bit for bit.
 
 use convzoo::{Model, PlanOptions, Tensor, models, par};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::time::Duration;
@@ -36,7 +36,7 @@ fn forward(c: &mut Criterion) {
                 let plan = plan.get_or_insert_with(|| {
                     let network = models::build(name, None).expect("a name of the registry");
                     let model = Model::new(&network, &mut StdRng::seed_from_u64(0)).expect("it draws");
-                    let mut run = |threads| {
+                    let run = |threads| {
                         let options = PlanOptions::new().threads(threads);
                         let mut plan = model.plan_with([1, 3, 224, 224], &options).expect("it plans");
                         let logits = plan.run(&image).expect("it runs").logits().clone();
@@ -60,5 +60,8 @@ fn settings() -> Criterion {
         .warm_up_time(Duration::from_millis(500))
 }
 
-criterion_group! { name = networks; config = settings(); targets = forward }
-criterion_main!(networks);
+fn main() {
+    let mut criterion = settings().configure_from_args();
+    forward(&mut criterion);
+    criterion.final_summary();
+}

@@ -13,7 +13,7 @@ use convzoo::shape::{Padding, Window};
 use convzoo::simd::Isa;
 use convzoo::tensor::AlignedBuf;
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkGroup, Criterion, Throughput};
 use std::time::Duration;
 
 /// A kernel with the maps it works on.
@@ -276,5 +276,10 @@ fn settings() -> Criterion {
         .warm_up_time(Duration::from_millis(300))
 }
 
-criterion_group! { name = operators; config = settings(); targets = convolutions, linear, pools }
-criterion_main!(operators);
+fn main() {
+    let mut criterion = settings().configure_from_args();
+    convolutions(&mut criterion);
+    linear(&mut criterion);
+    pools(&mut criterion);
+    criterion.final_summary();
+}
