@@ -37,27 +37,26 @@ def unit(name: str, index: np.ndarray) -> np.ndarray:
         return finalise(np.uint64(fnv1a(name.encode())) + (index.astype(np.uint64) + np.uint64(1)) * GOLDEN)
 
 
-def span(name: str, rank: int, shape, knobs: dict) -> tuple[float, float]:
+def span(name: str, shape, knobs: dict) -> tuple[float, float]:
     """(low, width): the parameter is low + width * u."""
+    damping = knobs["damping"] if any(name.endswith(suffix) for suffix in knobs["damped"]) else 1.0
     if name.endswith("conv_offset.bias"):
         return -0.5, 1.0
     if name.endswith("running_var"):
         return 0.75, 0.5
-    if rank >= 2:
-        bound = math.sqrt(6.0 / math.prod(shape[1:]))
+    if len(shape) >= 2:
+        bound = math.sqrt(6.0 / math.prod(shape[1:])) * damping
         if name.endswith("conv_offset.weight"):
             bound *= OFFSET_SCALE
         return -bound, 2.0 * bound
     if name.endswith("weight"):
-        gain = knobs["gain"]
-        if any(name.endswith(suffix) for suffix in knobs["damped"]):
-            gain *= knobs["damping"]
+        gain = knobs["gain"] * damping
         return 0.75 * gain, 0.5 * gain
     return -0.1, 0.2     # biases and running means
 
 
 def parameter(name: str, shape, knobs: dict) -> np.ndarray:
-    low, width = span(name, len(shape), shape, knobs)
+    low, width = span(name, shape, knobs)
     out = np.empty(math.prod(shape), np.float32)
     step = 1 << 20
     for start in range(0, out.size, step):

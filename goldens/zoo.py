@@ -109,6 +109,26 @@ class PaperGoogLeNet(GoogLeNet):
         return self.fc(x.mean((2, 3)))
 
 
+# --- AlexNet as printed: two groups, LRN, no padding in front ---------------------------------------------------------
+
+class PaperAlexNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        pool, relu, lrn = nn.MaxPool2d(3, 2), nn.ReLU(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 96, 11, 4), relu, lrn, pool,
+            nn.Conv2d(96, 256, 5, padding=2, groups=2), relu, lrn, pool,
+            nn.Conv2d(256, 384, 3, padding=1), relu,
+            nn.Conv2d(384, 384, 3, padding=1, groups=2), relu,
+            nn.Conv2d(384, 256, 3, padding=1, groups=2), relu, pool)
+        self.avgpool = nn.AdaptiveAvgPool2d(6)
+        self.classifier = nn.Sequential(nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096),
+                                        nn.ReLU(), nn.Dropout(), nn.Linear(4096, 1000))
+
+    def forward(self, x):
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
 # --- ResNet-50, the paper's strides and the deformable forms ----------------------------------------------------------
 
 def resnet_v1(name):
@@ -143,8 +163,8 @@ def deform_resnet50(first_stage, modulated):
 
 # --- The registry -----------------------------------------------------------------------------------------------------
 
-SIZE = {"efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300, "efficientnet_b4": 380,
-        "efficientnet_b5": 456, "efficientnet_b6": 528, "efficientnet_b7": 600, "efficientnet_v2_s": 384,
+SIZE = {"alexnet_paper": 227, "efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300,
+        "efficientnet_b4": 380, "efficientnet_b5": 456, "efficientnet_b6": 528, "efficientnet_b7": 600, "efficientnet_v2_s": 384,
         "efficientnet_v2_m": 480, "efficientnet_v2_l": 480}
 
 TORCHVISION = """alexnet vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn
@@ -166,17 +186,18 @@ MODELS |= {
     "deform_resnet50_v1_c5": lambda: deform_resnet50(5, modulated=False),
     "deform_resnet50_v1_c3": lambda: deform_resnet50(3, modulated=False),
     "deform_resnet50_v2_c3": lambda: deform_resnet50(3, modulated=True),
-    "cifar_densenet_bc_100_12": lambda: cifar_densenet(100, 12),
-    "cifar_densenet_bc_250_24": lambda: cifar_densenet(250, 24),
-    "cifar_densenet_bc_190_40": lambda: cifar_densenet(190, 40),
+    "alexnet_paper": PaperAlexNet,
+    "resnet101_v1": lambda: resnet_v1("resnet101"),
+    "resnet152_v1": lambda: resnet_v1("resnet152"),
 }
-for _depth in (20, 32, 44, 56, 110):
-    MODELS[f"cifar_resnet{_depth}"] = lambda d=_depth: CifarResNet(d)
-    MODELS[f"cifar_plain{_depth}"] = lambda d=_depth: CifarResNet(d, skip=False)
+CIFAR = {f"resnet{d}": (lambda d=d: CifarResNet(d)) for d in (20, 32, 44, 56, 110)}
+CIFAR |= {f"plain{d}": (lambda d=d: CifarResNet(d, skip=False)) for d in (20, 32, 44, 56, 110)}
+CIFAR |= {f"densenet_bc_{d}_{k}": (lambda d=d, k=k: cifar_densenet(d, k)) for d, k in ((100, 12), (250, 24), (190, 40))}
+MODELS |= CIFAR
 
 
 def is_cifar(name):
-    return name.startswith("cifar")
+    return name in CIFAR
 
 
 def size(name):

@@ -3,6 +3,8 @@
 
 pub(crate) mod recipe;
 
+use convzoo::graph::Layer;
+use convzoo::{Model, Result};
 use recipe::Knobs;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -40,4 +42,13 @@ pub(crate) fn relative_error(found: &[f32], wanted: &[f32]) -> f64 {
     let difference: f64 = found.iter().zip(wanted).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
     let norm: f64 = wanted.iter().map(|v| square(f64::from(*v))).sum();
     (difference / norm).sqrt()
+}
+
+/// The network with the recipe's weights.
+pub(crate) fn filled(network: &impl Layer, knobs: &Knobs) -> Result<Model> {
+    let mut model = Model::blank(network)?;
+    for (def, values) in model.params_mut().iter_mut() {
+        recipe::parameter(&def.name, &def.shape, knobs, values);
+    }
+    Ok(model)
 }

@@ -11,7 +11,7 @@ const OFFSET_SCALE: f64 = 0.7;
 pub(crate) struct Knobs {
     /// Factor on every norm's weight.
     pub(crate) gain: f64,
-    /// Suffixes of the norm weights that are damped: those that close a residual branch.
+    /// Suffixes of the weights that are damped: norms that close a residual branch, layers in front of a gate.
     pub(crate) damped: Vec<String>,
     /// Factor on those, so that deep sums neither explode nor drown their input.
     pub(crate) damping: f64,
@@ -37,20 +37,21 @@ fn unit(seed: u64, i: u64) -> f64 {
 
 /// (low, width): the parameter is `low + width * u`.
 fn span(name: &str, shape: &[usize], knobs: &Knobs) -> (f64, f64) {
+    let damped = knobs.damped.iter().any(|suffix| name.ends_with(suffix.as_str()));
+    let damping = if damped { knobs.damping } else { 1.0 };
     if name.ends_with("conv_offset.bias") {
         (-0.5, 1.0)
     } else if name.ends_with("running_var") {
         (0.75, 0.5)
     } else if shape.len() >= 2 {
         let fan_in: usize = shape[1..].iter().product();
-        let mut bound = (6.0 / fan_in as f64).sqrt();
+        let mut bound = (6.0 / fan_in as f64).sqrt() * damping;
         if name.ends_with("conv_offset.weight") {
             bound *= OFFSET_SCALE;
         }
         (-bound, 2.0 * bound)
     } else if name.ends_with("weight") {
-        let damped = knobs.damped.iter().any(|suffix| name.ends_with(suffix.as_str()));
-        let gain = if damped { knobs.gain * knobs.damping } else { knobs.gain };
+        let gain = knobs.gain * damping;
         (0.75 * gain, 0.5 * gain)
     } else {
         (-0.1, 0.2) // biases and running means
