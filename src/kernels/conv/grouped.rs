@@ -8,7 +8,7 @@ use crate::simd::Isa;
 /// Prepares `y[p, o] = activation(b[o] + Σ_{i,t} w[o, i, t] · x[p·s + t·d, g(o)·I + i] + residual[p, o])` for any number
 /// of groups.
 ///
-/// `weight` is `[out, in / groups, kh, kw]`, `bias` is `[out]`. It is made for groups of up to about 32 channels, where
+/// `weight` is `[out, in / groups, kh, kw]`, `bias` is `[out]`. It is made for groups of up to about 64 channels, where
 /// a matrix product per group would be too narrow to be fast: several groups share a register if they fit, and kernels
 /// 3 wide with a horizontal stride of 1 or 2 reuse each operand for every tap it meets. Any other shape is right, but
 /// not fast.

@@ -82,9 +82,6 @@ impl ConvSpec {
     }
 }
 
-/// Channels per group up to which groups are not worth a matrix product each.
-const NARROW: usize = 32;
-
 /// The kernel for a convolution, by shape alone.
 pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     if spec.groups == 1 && spec.window.is_pointwise() {
@@ -93,8 +90,10 @@ pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) ->
     if spec.groups == spec.input.c && spec.groups == spec.output.c {
         return depthwise(spec, weight, bias, isa);
     }
-    // Groups that are too narrow to be a matrix product each.
-    if spec.groups > 1 && spec.group_inputs().max(spec.group_outputs()) <= NARROW {
+    // Groups that are too narrow to be a matrix product each. Windows without a sliding loop of their own: sooner.
+    let slides = spec.window.kernel[1] == 3 && spec.window.stride[1] <= 2 && spec.window.dilation[1] == 1;
+    let narrow = if slides { 64 } else { 8 };
+    if spec.groups > 1 && spec.group_inputs().max(spec.group_outputs()) <= narrow {
         return grouped(spec, weight, bias, isa);
     }
     // Short runs of channels keep the microkernel busy with pointers: gather them first.
