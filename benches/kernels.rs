@@ -143,8 +143,10 @@ fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
     let spec = ConvSpec { input, output, window, placed, groups: 1, epilogue };
     let weight = noise(output.c * spec.depth());
     let bias = vec![0.1; output.c];
-    let make = if stem { conv::rows } else { conv::choose };
-    let kernel = make(spec, &weight, Some(&bias), isa);
+    let kernel = match stem {
+        true => conv::rows(spec, &weight, Some(&bias), isa),
+        false => conv::choose(spec, &weight, Some(&bias), conv::Precision::Fast, isa),
+    };
     let seconds = time(&*kernel, input.extent(), output.extent());
     (kernel, seconds, 2.0 * (output.pixels() * output.c * spec.depth()) as f64)
 }

@@ -28,7 +28,7 @@ pub mod weights;
 
 pub use activation::Activation;
 pub use error::{Error, LoadReport, Result};
-pub use exec::{Outputs, Plan, PlanOptions};
+pub use exec::{Outputs, Plan, PlanOptions, Precision};
 pub use model::Model;
 pub use ndarray;
 pub use tensor::Tensor;

@@ -13,5 +13,6 @@ mod program;
 pub mod reference;
 mod run;
 
+pub use crate::kernels::conv::Precision;
 pub use plan::{Plan, PlanOptions};
 pub use run::{Outputs, StepTime};

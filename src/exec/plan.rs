@@ -7,6 +7,7 @@ use super::program::{Note, Program};
 use super::run::Runner;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId, Op, Params, Role};
+use crate::kernels::conv::Precision;
 use crate::par::{Team, default_threads};
 use crate::simd::Isa;
 use crate::tensor::Tensor;
@@ -17,6 +18,7 @@ use std::fmt::Write as _;
 pub struct PlanOptions {
     threads: Option<usize>,
     isa: Option<Isa>,
+    precision: Precision,
     features: Vec<String>,
     all_scopes: bool,
 }
@@ -36,6 +38,12 @@ impl PlanOptions {
     /// Uses an instruction set other than the best one.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.isa = Some(isa);
+        self
+    }
+
+    /// How far from plain sums convolutions may go for speed: [`Precision::Fast`] by default.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -87,7 +95,7 @@ impl Plan {
         let mut program = Program::lower(graph, shapes, ids)?;
         passes::run(&mut program, params);
         let layout = Layout::new(&program, stem_border(&program));
-        let steps = prepare::steps(&mut program, &layout, params, isa)?;
+        let steps = prepare::steps(&mut program, &layout, params, options.precision, isa)?;
         let outputs = wanted.into_iter().zip(&program.wanted);
         let outputs = outputs.map(|((name, id), _)| {
             let vector = graph.node(id).drawn.size == crate::graph::Size::Vector;

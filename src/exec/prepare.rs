@@ -5,7 +5,10 @@ use super::passes::fold_affine;
 use super::program::{Program, Unit};
 use crate::error::{Error, Result};
 use crate::graph::{NodeId, Op, ParamId, Params};
-use crate::kernels::{self, Epilogue, Kernel, MAX_INPUTS, Map, conv, conv::ConvSpec};
+use crate::kernels::{
+    self, Epilogue, Kernel, MAX_INPUTS, Map, conv,
+    conv::{ConvSpec, Precision},
+};
 use crate::shape::Window;
 use crate::simd::Isa;
 use std::borrow::Cow;
@@ -38,8 +41,14 @@ pub(super) struct Step {
 }
 
 /// Prepares every unit of `program`, then the copies of what leaves the plan.
-pub(super) fn steps(program: &mut Program, layout: &Layout, params: &Params, isa: Isa) -> Result<Vec<Step>> {
-    let mut maker = Maker { program, layout, params, isa, steps: Vec::new(), notes: Vec::new() };
+pub(super) fn steps(
+    program: &mut Program,
+    layout: &Layout,
+    params: &Params,
+    precision: Precision,
+    isa: Isa,
+) -> Result<Vec<Step>> {
+    let mut maker = Maker { program, layout, params, precision, isa, steps: Vec::new(), notes: Vec::new() };
     for unit in &maker.program.units {
         maker.unit(unit)?;
     }
@@ -59,6 +68,7 @@ struct Maker<'a> {
     program: &'a Program,
     layout: &'a Layout,
     params: &'a Params,
+    precision: Precision,
     isa: Isa,
     steps: Vec<Step>,
     notes: Vec<(String, String)>,
@@ -177,7 +187,7 @@ impl Maker<'_> {
         let (weight, bias) = self.weights(unit, weight, bias);
         let kernel = match padded {
             true => conv::rows(spec, &weight, bias.as_deref(), self.isa),
-            false => conv::choose(spec, &weight, bias.as_deref(), self.isa),
+            false => conv::choose(spec, &weight, bias.as_deref(), self.precision, self.isa),
         };
         self.push(unit, kernel, 1);
         Ok(())

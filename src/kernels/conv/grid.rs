@@ -38,6 +38,12 @@ const ACTIVATIONS_PER_TILE: usize = 512 << 10;
 const LEAST_ROWS: usize = 48;
 
 impl Grid {
+    /// `row_parts` by `panel_parts` tiles.
+    pub(super) fn of([rows, panels]: [usize; 2], [row_parts, panel_parts]: [usize; 2]) -> Self {
+        debug_assert!(row_parts <= rows.max(1) && panel_parts <= panels);
+        Grid { rows, panels, row_parts, panel_parts }
+    }
+
     /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that
     /// reads the least: every row block reads all weights, every panel group all activations.
     pub(super) fn cut(work: Work) -> Self {

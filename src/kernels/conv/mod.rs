@@ -14,6 +14,7 @@ mod slide;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod winograd;
 
 use crate::activation::Activation;
 use crate::kernels::{Epilogue, Kernel, Map};
@@ -82,8 +83,21 @@ impl ConvSpec {
     }
 }
 
-/// The kernel for a convolution, by shape alone.
-pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+/// How far from the sum by definition a convolution may go for speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 3×3 windows may be computed by [`winograd`], whose rounding errors are about twice those of the plain sum.
+    #[default]
+    Fast,
+    /// Plain sums only.
+    Exact,
+}
+
+/// The kernel for a convolution, by shape and precision alone.
+pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, precision: Precision, isa: Isa) -> Box<dyn Kernel> {
+    if let (Precision::Fast, Some(form)) = (precision, winograd::profitable(&spec)) {
+        return winograd::winograd(spec, form, weight, bias, isa);
+    }
     if spec.groups == 1 && spec.window.is_pointwise() {
         return pointwise(spec, weight, bias, isa);
     }

@@ -67,6 +67,20 @@ impl Target {
     }
 }
 
+/// Where the products of [`Gemm::run_each`] lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Each {
+    /// The first element of the first product.
+    pub c: *mut f32,
+    /// Floats from row to row.
+    pub ld: usize,
+    /// Floats from product to product.
+    pub stride: usize,
+}
+
+/// Floats of the widest panel.
+const ZEROS: usize = 64;
+
 /// Neighbouring output channels that are computed together.
 #[derive(Debug, Clone, Copy)]
 struct Panel {
@@ -110,17 +124,33 @@ impl Gemm {
         activation: Option<Activation>,
         isa: Isa,
     ) -> Self {
+        let pack = |columns, width, panel: &mut [f32]| pack(extent, columns, width, &weight, panel);
+        Gemm::packed(extent, pack, bias, activation, isa)
+    }
+
+    /// As [`new`](Self::new), a whole panel at a time: `pack(columns, width, panel)` writes the weights of `columns` to
+    /// `panel[(tap · k_extent + k) · width + column]`, which holds zeros.
+    pub fn packed(
+        extent: Extent,
+        mut pack: impl FnMut(Range<usize>, usize, &mut [f32]),
+        bias: Option<&[f32]>,
+        activation: Option<Activation>,
+        isa: Isa,
+    ) -> Self {
         assert!(extent.n > 0 && bias.is_none_or(|b| b.len() == extent.n));
         let lanes = isa.lanes();
         let panels = cut_panels(extent, isa);
-        let total = panels.last().map_or(0, |p| p.weights + extent.taps * extent.k * p.vectors * lanes);
+        let depth = extent.taps * extent.k;
+        let total = panels.last().map_or(0, |p| p.weights + depth * p.vectors * lanes);
         let mut weights = AlignedBuf::zeros(total);
         let mut padded_bias = AlignedBuf::zeros(extent.n.next_multiple_of(lanes));
         if let Some(bias) = bias {
             padded_bias[..extent.n].copy_from_slice(bias);
         }
         for panel in &panels {
-            pack(extent, panel, lanes, &weight, &mut weights[panel.weights..]);
+            let width = panel.vectors * lanes;
+            let values = &mut weights[panel.weights..][..depth * width];
+            pack(panel.start..panel.start + panel.len, width, values);
         }
         let widest = panels[0].vectors;
         let micros = (1..=widest)
@@ -133,6 +163,12 @@ impl Gemm {
     /// Number of panels: the finest grain at which columns of `C` can be computed separately.
     pub fn panels(&self) -> usize {
         self.panels.len()
+    }
+
+    /// The columns of a panel.
+    pub fn columns(&self, panel: usize) -> Range<usize> {
+        let Panel { start, len, .. } = self.panels[panel];
+        start..start + len
     }
 
     /// Taps, k and columns.
@@ -204,19 +240,60 @@ impl Gemm {
             }
         }
     }
+
+    /// Computes a product for every tap by itself instead of their sum: `C_t = A_t · B_t`, for the columns of one panel,
+    /// which come first in `C_t`; `C_t` starts at `c + t · stride`. Bias and activation are left out.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run), with `m` rows of the panel's columns writable in every `C_t`.
+    pub unsafe fn run_each(&self, m: usize, rows: Rows, panel: usize, to: Each) {
+        let Panel { len, vectors, weights, .. } = self.panels[panel];
+        let (Extent { taps, k, .. }, lanes) = (self.extent, self.isa.lanes());
+        let zero = [0.0; ZEROS];
+        for tap in 0..taps {
+            // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
+            unsafe {
+                let tile = Tile {
+                    rows: rows.table.add(tap * rows.stride),
+                    rows_stride: rows.stride,
+                    next: std::ptr::null(),
+                    later: std::ptr::null(),
+                    skip: rows.skip,
+                    taps: 1,
+                    k,
+                    b: self.weights.as_ptr().add(weights + tap * k * vectors * lanes),
+                    c: to.c.add(tap * to.stride),
+                    ldc: to.ld,
+                    last_lanes: len - (vectors - 1) * lanes,
+                    bias: zero.as_ptr(),
+                    residual: std::ptr::null(),
+                    ld_residual: 0,
+                    range: [f32::NEG_INFINITY, f32::INFINITY],
+                };
+                // The weights of the next tap lie behind those of this one.
+                let weights = if tap + 1 < taps { k * vectors * lanes } else { 0 };
+                sweep(m, tile, &self.micros[vectors - 1], Ahead { rows: false, weights });
+            }
+        }
+    }
 }
 
 /// Writes the weights of one panel, `[tap][k][lane]`. In blocks of 16 k, because neighbours in k lie together at the
 /// source and columns lie far apart, often by a power of two that would make them evict each other.
-fn pack(extent: Extent, panel: &Panel, lanes: usize, weight: &impl Fn(usize, usize, usize) -> f32, into: &mut [f32]) {
-    let width = panel.vectors * lanes;
+fn pack(
+    extent: Extent,
+    columns: Range<usize>,
+    width: usize,
+    weight: &impl Fn(usize, usize, usize) -> f32,
+    into: &mut [f32],
+) {
     for tap in 0..extent.taps {
         for block in (0..extent.k).step_by(16) {
             let ks = block..(block + 16).min(extent.k);
             let rows = &mut into[(tap * extent.k + ks.start) * width..(tap * extent.k + ks.end) * width];
-            for i in 0..panel.len {
+            for (i, n) in columns.clone().enumerate() {
                 for (k, row) in ks.clone().zip(rows.chunks_exact_mut(width)) {
-                    row[i] = weight(tap, k, panel.start + i);
+                    row[i] = weight(tap, k, n);
                 }
             }
         }

@@ -1,0 +1,273 @@
+//! 3×3 convolution with a quarter of the multiplications (Lavin and Gray, *Fast Algorithms for Convolutional Neural
+//! Networks*, 2016).
+//!
+//! The output is cut into squares of `m × m` pixels, each computed from `(m + 2) × (m + 2)` inputs:
+//!
+//! ```text
+//! Y = Aᵀ [ Σ over channels of (G·g·Gᵀ) ⊙ (Bᵀ·d·B) ] A
+//! ```
+//!
+//! so that 9·m² multiplications per square, input and output channel become (m + 2)². The sum over channels is a matrix
+//! product for each of the (m + 2)² positions. Transforming a whole map, then multiplying, then transforming back would
+//! move five times the map through memory; instead a block of squares goes through all three stages in the cache:
+//!
+//! ```text
+//! for block of squares:  V = before(input)
+//!     for panel of output channels:  M[p] = V[p] · U[p] for every position p;  output = after(M)
+//! ```
+//!
+//! # Accuracy
+//!
+//! Transforms add, subtract and scale, and errors grow with the entries of the matrices. `m` = 2 errs less than the
+//! direct sum does (its sums are shorter), `m` = 4 with the points 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root
+//! mean square of the output at 512 channels. Weights are transformed in f64 and rounded once. Sums run over the
+//! channels in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
+
+#![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
+
+#[cfg(test)]
+mod tests;
+mod transform;
+
+use self::transform::{After, Before, F2, F4, Points};
+use super::ConvSpec;
+use super::grid::Grid;
+use crate::activation::Activation;
+use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
+use crate::kernels::{Io, Kernel};
+use crate::simd::Isa;
+use crate::tensor::AlignedBuf;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// How many outputs are computed at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// F(2×2, 3×3): 2×2 outputs by 16 multiplications instead of 36; weights grow by 16/9.
+    F2,
+    /// F(4×4, 3×3): 4×4 outputs by 36 multiplications instead of 144; weights grow fourfold.
+    F4,
+}
+
+impl Form {
+    /// Outputs along a side of a square.
+    pub const fn outputs(self) -> usize {
+        match self {
+            Form::F2 => F2::OUT,
+            Form::F4 => F4::OUT,
+        }
+    }
+
+    /// Matrix products: the positions of a square of inputs.
+    pub const fn products(self) -> usize {
+        match self {
+            Form::F2 => F2::IN * F2::IN,
+            Form::F4 => F4::IN * F4::IN,
+        }
+    }
+
+    /// Cycles to transform one register of channels of one square, before and after.
+    const fn transforms(self) -> [usize; 2] {
+        match self {
+            Form::F2 => [35, 30],
+            Form::F4 => [110, 90],
+        }
+    }
+
+    /// Squares down and across an image.
+    fn across(self, spec: &ConvSpec) -> [usize; 2] {
+        [spec.output.h.div_ceil(self.outputs()), spec.output.w.div_ceil(self.outputs())]
+    }
+}
+
+/// Whether [`winograd`] can compute this convolution: 3×3, one group, no stride and no dilation.
+pub fn applicable(spec: &ConvSpec) -> bool {
+    let window = spec.window;
+    spec.groups == 1 && (window.kernel, window.stride, window.dilation) == ([3; 2], [1; 2], [1; 2])
+}
+
+/// Fewer channels than this leave registers empty, and the transforms cost more than they save.
+const LEAST_CHANNELS: usize = 16;
+
+/// The form that computes this convolution fastest, unless the direct sum does; by shape alone.
+///
+/// The estimate is that of a core with two 16-lane multipliers. Weights come from memory at 9 bytes a cycle meanwhile:
+/// for small maps at batch 1 that decides, and the form with the smaller weights, or none, is best.
+pub fn profitable(spec: &ConvSpec) -> Option<Form> {
+    if !applicable(spec) || spec.input.c.min(spec.output.c) < LEAST_CHANNELS || spec.output.pixels() == 0 {
+        return None;
+    }
+    let (inputs, outputs) = (spec.input.c, spec.output.c);
+    let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / 28) as f64;
+    let memory = |rows: usize| (rows * inputs * outputs * 4 / 9) as f64;
+    let direct = product(9 * spec.output.pixels()).max(memory(9));
+    let cost = |form: Form| {
+        let squares = spec.output.n * form.across(spec).iter().product::<usize>();
+        let [before, after] = form.transforms();
+        let transforms = squares * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
+        let compute = product(form.products() * squares) + transforms as f64;
+        // What is fetched and what is computed never overlap wholly.
+        let (long, short) = (compute.max(memory(form.products())), compute.min(memory(form.products())));
+        long + 0.15 * short
+    };
+    let [two, four] = [Form::F2, Form::F4].map(cost);
+    let (best, form) = if two < four { (two, Form::F2) } else { (four, Form::F4) };
+    (1.15 * best < direct).then_some(form)
+}
+
+/// A 3×3 convolution of one group without stride or dilation; see [`applicable`].
+pub fn winograd(spec: ConvSpec, form: Form, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+    spec.check(weight, bias);
+    assert!(applicable(&spec));
+    Box::new(match form {
+        Form::F2 => Winograd::new::<F2>(spec, form, weight, bias, isa),
+        Form::F4 => Winograd::new::<F4>(spec, form, weight, bias, isa),
+    })
+}
+
+/// A prepared convolution.
+struct Winograd {
+    spec: ConvSpec,
+    form: Form,
+    /// One tap per position of a square.
+    gemm: Gemm,
+    /// One value per lane of every panel.
+    bias: AlignedBuf,
+    /// What outputs are clamped to.
+    range: [f32; 2],
+    /// What lies in the padding: zeros for every channel.
+    zero: AlignedBuf,
+    /// Squares down and across an image.
+    across: [usize; 2],
+    /// Tiles of squares and panels.
+    grid: Grid,
+    /// Floats of V from square to square and from position to position.
+    ld_v: usize,
+    stride_v: usize,
+    /// The same of M.
+    ld_m: usize,
+    stride_m: usize,
+}
+
+/// Bytes of V that stay in the second cache beside M and the weights in use.
+const V_BYTES: usize = 512 << 10;
+/// Beyond the cache, more squares than this do not save more of the weights' traffic than they cost.
+const SQUARES: [usize; 2] = [32, 64];
+/// Fewer squares than this are not worth the weights they pull in.
+const LEAST_SQUARES: usize = 8;
+/// About 20 µs of one core.
+const MACS_PER_TILE: usize = 2_000_000;
+
+impl Winograd {
+    fn new<P: Points>(spec: ConvSpec, form: Form, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Self {
+        let (inputs, outputs, lanes) = (spec.input.c, spec.output.c, isa.lanes());
+        let extent = Extent { taps: form.products(), k: inputs, n: outputs };
+        let pack = |columns: Range<usize>, width: usize, panel: &mut [f32]| {
+            transform::weights::<P>(weight, inputs, columns, width, panel);
+        };
+        let gemm = Gemm::packed(extent, pack, None, None, isa);
+        let mut padded_bias = AlignedBuf::zeros(outputs.next_multiple_of(lanes));
+        if let Some(bias) = bias {
+            padded_bias[..outputs].copy_from_slice(bias);
+        }
+        let range = match spec.epilogue.activation {
+            Some(Activation::Relu) => [0.0, f32::INFINITY],
+            Some(Activation::Relu6) => [0.0, 6.0],
+            _ => [f32::NEG_INFINITY, f32::INFINITY],
+        };
+        let across = form.across(&spec);
+        let ld_v = inputs.next_multiple_of(lanes);
+        let grid = cut(spec.output.n * across[0] * across[1], &gemm, ld_v);
+        let squares = grid.tile_rows();
+        let ld_m = gemm.columns(0).len().next_multiple_of(lanes);
+        // An odd number of cache lines: positions must not fall into the same set of the first cache.
+        let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
+        let zero = AlignedBuf::zeros(inputs);
+        let (stride_v, stride_m) = (spread(squares * ld_v), spread(squares * ld_m));
+        Winograd { spec, form, gemm, bias: padded_bias, range, zero, across, grid, ld_v, stride_v, ld_m, stride_m }
+    }
+
+    /// Floats of the table of pointers, of V, of M, and of what is thrown away.
+    fn parts(&self) -> [usize; 4] {
+        let products = self.form.products();
+        let table = (2 * products * self.grid.tile_rows()).next_multiple_of(16);
+        [table, products * self.stride_v, products * self.stride_m, self.ld_m]
+    }
+
+    unsafe fn tile<P: Points>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let (squares, panels) = self.grid.tile(tile);
+        let [table, v, m, _] = self.parts();
+        let (table, rest) = scratch.split_at_mut(table);
+        let (v, rest) = rest.split_at_mut(v);
+        let (m, waste) = rest.split_at_mut(m);
+        let (table, v) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr());
+        let (m, waste) = (m.as_mut_ptr(), waste.as_mut_ptr());
+        let (isa, count) = (self.gemm.isa(), squares.len());
+        // SAFETY: the parts of the scratch hold what `parts` says for at most `tile_rows` squares; `io` fits.
+        unsafe {
+            for position in 0..self.form.products() {
+                for square in 0..count {
+                    *table.add(position * count + square) = v.add(position * self.stride_v + square * self.ld_v);
+                }
+            }
+            let input = io.inputs[0];
+            isa.run(Before::<P> { of: self, tiles: squares.clone(), input, v, points: PhantomData });
+            for panel in panels {
+                let columns = self.gemm.columns(panel);
+                let rows = Rows { table, stride: count, skip: 0 };
+                self.gemm.run_each(count, rows, panel, Each { c: m, ld: self.ld_m, stride: self.stride_m });
+                isa.run(After::<P> { of: self, tiles: squares.clone(), columns, io, m, waste, points: PhantomData });
+            }
+        }
+    }
+}
+
+/// Cuts squares and panels into tiles: blocks of squares that fit the cache, and no fewer tiles than a few threads need.
+/// Of the ways to do so, the one that moves the least: every block reads all weights, every group of panels transforms
+/// all inputs.
+fn cut(squares: usize, gemm: &Gemm, ld_v: usize) -> Grid {
+    let Extent { taps, k, n } = gemm.extent();
+    let fitting = (V_BYTES / (4 * taps * ld_v)).clamp(SQUARES[0], SQUARES[1]);
+    let least = squares.div_ceil(fitting).max(1);
+    let most = (squares / LEAST_SQUARES).max(least);
+    let wanted = (squares * taps * k * n / MACS_PER_TILE).clamp(1, 4);
+    let cost = |[blocks, groups]: &[usize; 2]| {
+        let tiles = blocks * groups;
+        let uneven = if tiles < 16 { tiles % 2 } else { 0 };
+        // In cycles: weights at 16 bytes each, a transform at 3 a position.
+        let moved = blocks * taps * k * n / 4 + groups * squares * ld_v / 16 * taps * 3;
+        (wanted.saturating_sub(tiles), if tiles > 1 { uneven } else { 0 }, moved)
+    };
+    let cuts = (1..=gemm.panels().min(8)).flat_map(|groups| (least..=most.min(least + 8)).map(move |b| [b, groups]));
+    Grid::of([squares, gemm.panels()], cuts.min_by_key(cost).expect("at least one block"))
+}
+
+impl Kernel for Winograd {
+    fn name(&self) -> String {
+        let m = self.form.outputs();
+        format!("winograd_{m}x{m}_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
+    }
+
+    fn tiles(&self) -> usize {
+        if self.spec.output.pixels() == 0 { 0 } else { self.grid.tiles() }
+    }
+
+    fn scratch(&self) -> usize {
+        self.parts().iter().sum()
+    }
+
+    fn resident_bytes(&self) -> usize {
+        self.gemm.resident_bytes() + 4 * (self.bias.len() + self.zero.len())
+    }
+
+    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        assert!(tile < self.tiles() && scratch.len() >= self.scratch());
+        // SAFETY: passed on.
+        unsafe {
+            match self.form {
+                Form::F2 => self.tile::<F2>(tile, io, scratch),
+                Form::F4 => self.tile::<F4>(tile, io, scratch),
+            }
+        }
+    }
+}

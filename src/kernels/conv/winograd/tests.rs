@@ -1,0 +1,232 @@
+use super::*;
+use crate::kernels::conv::testing::{SENTINEL, noise, position, to_map};
+use crate::kernels::naive::{self, ConvShape, Nchw};
+use crate::kernels::{Epilogue, Map};
+use crate::shape::{Padding, Window};
+use crate::simd::{Scalar, Simd};
+
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    batch: usize,
+    size: [usize; 2],
+    channels: [usize; 2],
+    pad: usize,
+    gap: usize,
+    residual: bool,
+    activation: Option<Activation>,
+}
+
+const BASE: Case =
+    Case { batch: 1, size: [13, 13], channels: [16, 16], pad: 1, gap: 0, residual: false, activation: None };
+
+fn spec(case: Case) -> ConvSpec {
+    let window = Window { padding: Padding::Symmetric([case.pad; 2]), ..Window::square(3) };
+    let placed = window.place(case.size, "test").unwrap();
+    let map = |[h, w]: [usize; 2], c: usize| Map::new([case.batch, h, w, c], c + case.gap);
+    let residual = case.residual.then_some(case.channels[1] + case.gap);
+    ConvSpec {
+        input: map(case.size, case.channels[0]),
+        output: map(placed.output, case.channels[1]),
+        window,
+        placed,
+        groups: 1,
+        epilogue: Epilogue { activation: case.activation, residual },
+    }
+}
+
+/// Inputs and weights of a case, and what comes out in f64.
+struct Example {
+    x: Vec<f32>,
+    residual: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    /// In NCHW order.
+    want: Vec<f64>,
+    /// Root mean square of the sums, before anything is added.
+    size: f64,
+}
+
+fn example(case: Case) -> Example {
+    let ConvSpec { input, output, window, placed, .. } = spec(case);
+    let [inputs, outputs] = case.channels;
+    let (x, residual) = (noise(input.pixels() * inputs, 1), noise(output.pixels() * outputs, 2));
+    let (weight, bias) = (noise(outputs * inputs * 9, 3), noise(outputs, 4));
+    let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    let shape = ConvShape { out_channels: outputs, groups: 1, window, placed };
+    let nchw = Nchw::new([case.batch, inputs, case.size[0], case.size[1]]);
+    let mut want = naive::conv2d(&wide(&x), nchw, &wide(&weight), None, &shape);
+    let size = (want.iter().map(|v| v * v).sum::<f64>() / want.len() as f64).sqrt();
+    let plane = output.h * output.w;
+    for (i, y) in want.iter_mut().enumerate() {
+        *y += f64::from(bias[i / plane % outputs]) + if case.residual { f64::from(residual[i]) } else { 0.0 };
+    }
+    let want = case.activation.map_or(want.clone(), |function| naive::activation(&want, function));
+    Example { x, residual, weight, bias, want, size }
+}
+
+/// Runs the tiles last to first, the residual in place, and returns the output in NCHW order.
+fn run(case: Case, example: &Example, kernel: &dyn Kernel) -> Vec<f32> {
+    let spec = spec(case);
+    let x = to_map(&example.x, spec.input, f32::NAN);
+    let mut y = match case.residual {
+        true => to_map(&example.residual, spec.output, SENTINEL),
+        false => vec![SENTINEL; spec.output.extent()],
+    };
+    let mut scratch = AlignedBuf::zeros(kernel.scratch());
+    let (output, null) = (y.as_mut_ptr(), std::ptr::null());
+    let io = Io { inputs: [x.as_ptr(), output.cast_const(), null, null], output };
+    for tile in (0..kernel.tiles()).rev() {
+        scratch.fill(f32::NAN);
+        // SAFETY: the maps have their extents, the residual is the output, tiles run one after the other.
+        unsafe { kernel.run(tile, &io, &mut scratch) };
+    }
+    let result = (0..example.want.len()).map(|i| std::mem::replace(&mut y[position(i, spec.output)], SENTINEL));
+    let result = result.collect();
+    assert!(y.iter().all(|&v| v == SENTINEL), "{} {case:?} writes between pixels", kernel.name());
+    result
+}
+
+/// Runs a case in both forms on every instruction set.
+fn check(case: Case) {
+    let example = example(case);
+    for form in [Form::F2, Form::F4] {
+        for &isa in Isa::available() {
+            let kernel = winograd(spec(case), form, &example.weight, Some(&example.bias), isa);
+            let got = run(case, &example, &*kernel);
+            let (mut square, mut worst) = (0.0, 0.0f64);
+            for (i, (&got, want)) in got.iter().zip(&example.want).enumerate() {
+                let error = (f64::from(got) - want).abs();
+                assert!(error.is_finite(), "{} {case:?}: [{i}] {got} {want}", kernel.name());
+                square += error * error;
+                worst = worst.max(error);
+            }
+            // Rounding once costs 3·10⁻⁸ of a value; a transform has gains of 5 to 15 in either direction, whose errors
+            // are independent, and chains of up to 100 products. Bias and residual add values of size 1.
+            let (rms, size) = ((square / got.len() as f64).sqrt(), example.size + 1.0);
+            assert!(rms <= 1.5e-6 * size, "{} {case:?}: error {rms} of {size}", kernel.name());
+            assert!(worst <= 1e-5 * size, "{} {case:?}: worst {worst} of {size}", kernel.name());
+        }
+    }
+}
+
+#[test]
+fn the_transforms_are_a_convolution_in_one_dimension() {
+    /// Columns of the matrices, by transforming unit vectors.
+    fn check<P: Points>() {
+        let unit = |i: usize| std::array::from_fn(|k| std::array::from_fn(|_| if k == i { 1.0 } else { 0.0 }));
+        for o in 0..P::OUT {
+            for input in 0..P::IN {
+                for tap in 0..3 {
+                    // The weight of d[input]·g[tap] in y[o].
+                    let mut weight = 0.0;
+                    for position in 0..P::IN {
+                        // SAFETY: the portable instruction set needs nothing.
+                        let (before, after): (f32, f32) = unsafe {
+                            (P::before::<Scalar>(unit(input))[position][0], P::after::<Scalar>(unit(position))[o][0])
+                        };
+                        weight += f64::from(before) * P::G[position][tap] * f64::from(after);
+                    }
+                    let want = if input == o + tap { 1.0 } else { 0.0 };
+                    assert!((weight - want).abs() < 5e-7, "y[{o}] d[{input}] g[{tap}]: {weight}");
+                }
+            }
+        }
+    }
+    const { assert!(Scalar::LANES == 4) };
+    check::<F2>();
+    check::<F4>();
+}
+
+#[test]
+fn every_border_and_every_number_of_channels() {
+    for size in [[1, 1], [2, 3], [5, 7], [13, 13], [14, 14], [8, 3]] {
+        for (pad, gap) in [(1, 0), (2, 3), (0, 5)] {
+            if size[0].min(size[1]) + 2 * pad >= 3 {
+                check(Case { size, pad, gap, channels: [17, 33], batch: 2, ..BASE });
+            }
+        }
+    }
+    for channels in [[16, 100], [100, 16], [33, 64], [64, 17], [64, 130], [3, 5]] {
+        check(Case { channels, gap: 1, size: [9, 10], ..BASE });
+    }
+}
+
+#[test]
+fn every_activation_follows_bias_and_residual() {
+    use Activation::*;
+    for activation in [None, Some(Relu), Some(Relu6), Some(Silu), Some(Sigmoid), Some(HardSwish), Some(HardSigmoid)] {
+        for residual in [false, true] {
+            check(Case { activation, residual, channels: [20, 37], size: [6, 5], gap: 2, ..BASE });
+        }
+    }
+}
+
+#[test]
+fn many_blocks_and_panels_join_without_a_seam() {
+    check(Case { size: [61, 40], channels: [64, 70], batch: 2, ..BASE });
+    check(Case { size: [14, 14], channels: [128, 256], residual: true, gap: 16, ..BASE });
+}
+
+#[test]
+fn bits_do_not_depend_on_the_batch() {
+    // Blocks end elsewhere, and with them the microkernels that compute a square.
+    for form in [Form::F2, Form::F4] {
+        let [one, three] = [1, 3].map(|batch| Case { batch, size: [11, 9], channels: [40, 48], ..BASE });
+        // The noise begins the same way whatever its length: the first image is the same in both.
+        let (first, all) = (example(one), example(three));
+        let [y, ys] = [(one, &first), (three, &all)].map(|(case, example)| {
+            run(case, example, &*winograd(spec(case), form, &example.weight, Some(&all.bias), Isa::detect()))
+        });
+        assert_eq!(y[..], ys[..y.len()]);
+    }
+}
+
+#[test]
+fn nan_stays_where_it_is_seen() {
+    let case = Case { size: [12, 12], activation: Some(Activation::Relu), ..BASE };
+    let mut example = example(case);
+    example.x[5 * 12 + 5] = f32::NAN;
+    for form in [Form::F2, Form::F4] {
+        for &isa in Isa::available() {
+            let kernel = winograd(spec(case), form, &example.weight, None, isa);
+            let y = run(case, &example, &*kernel);
+            for (y, x) in [(4, 4), (5, 5), (6, 6)].map(|(i, j)| (y[i * 12 + j], [i, j])) {
+                assert!(y.is_nan(), "{}: {x:?} is {y}", kernel.name());
+            }
+            assert!(y[0].is_finite() && y[143].is_finite());
+        }
+    }
+}
+
+#[test]
+fn the_cost_model_knows_where_weights_decide() {
+    let chosen = |batch, size, channels| profitable(&spec(Case { batch, size: [size; 2], channels, ..BASE }));
+    for (batch, size, channels, form) in [
+        (1, 56, [64, 64], Some(Form::F4)),
+        (1, 28, [128, 128], Some(Form::F4)),
+        (1, 14, [256, 256], Some(Form::F4)),
+        (1, 7, [512, 512], Some(Form::F2)),
+        (8, 7, [512, 512], Some(Form::F4)),
+        (1, 224, [64, 64], Some(Form::F4)),
+        (1, 28, [128, 32], Some(Form::F4)),
+        (1, 1, [64, 64], None),
+        (1, 56, [3, 64], None),
+        (1, 56, [64, 8], None),
+    ] {
+        assert_eq!(chosen(batch, size, channels), form, "{channels:?} at {size}, batch {batch}");
+    }
+    let strided = ConvSpec { window: Window { stride: [2; 2], ..Window::square(3) }, ..spec(BASE) };
+    let dilated = ConvSpec { window: Window { dilation: [2; 2], ..Window::square(3) }, ..spec(BASE) };
+    assert!([strided, dilated, ConvSpec { groups: 2, ..spec(BASE) }].iter().all(|spec| profitable(spec).is_none()));
+}
+
+#[test]
+fn tiles_suffice_for_a_few_threads() {
+    for (batch, size, channels) in [(1, 56, [64, 64]), (1, 28, [128, 128]), (1, 14, [256, 256]), (1, 7, [512, 512])] {
+        let case = Case { batch, size: [size; 2], channels, ..BASE };
+        let form = profitable(&spec(case)).unwrap();
+        let weight = vec![0.0; channels[0] * channels[1] * 9];
+        let kernel = winograd(spec(case), form, &weight, None, Isa::detect());
+        assert!(kernel.tiles() >= 4 && kernel.tiles().is_multiple_of(2), "{case:?}: {}", kernel.tiles());
+    }
+}

@@ -1,0 +1,370 @@
+//! The transforms of a form, written once for any register, and the two passes over memory that apply them.
+//!
+//! In one dimension `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]` turns `m + 2` inputs `d` and three taps `g` into `m` outputs. The rows of
+//! `Aᵀ` are the powers of the points of interpolation, those of `Bᵀ` the Lagrange polynomials that vanish at the other
+//! points, and `G` holds powers over the polynomials' values. A row of `Bᵀ` may be scaled if that of `G` is scaled by
+//! the reciprocal, here always by a power of two or a sign, which costs no accuracy.
+
+use crate::simd::{self, Simd, Task};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::Winograd;
+use crate::activation::Activation;
+use crate::kernels::{Io, Map};
+
+/// A side of the largest square of inputs.
+pub(super) const MOST_IN: usize = 6;
+/// A side of the largest square of outputs.
+pub(super) const MOST_OUT: usize = 4;
+
+/// One-dimensional transforms. Arrays are as long as the largest form needs; only the leading part counts.
+pub(super) trait Points: Copy + Send + Sync + 'static {
+    /// Inputs.
+    const IN: usize;
+    /// Outputs.
+    const OUT: usize;
+    /// `G`, the transform of the taps.
+    const G: [[f64; 3]; MOST_IN];
+
+    /// `Bᵀ·d`.
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN];
+    /// `Aᵀ·m`.
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT];
+}
+
+/// Points 0, 1, −1, ∞.
+#[derive(Clone, Copy)]
+pub(super) struct F2;
+
+/// Points 0, ±√½, ±√2, ∞: half the error of the usual 0, ±1, ±2, ∞.
+#[derive(Clone, Copy)]
+pub(super) struct F4;
+
+const ROOT_HALF: f64 = std::f64::consts::FRAC_1_SQRT_2;
+const ROOT_TWO: f64 = std::f64::consts::SQRT_2;
+
+impl Points for F2 {
+    const IN: usize = 4;
+    const OUT: usize = 2;
+    const G: [[f64; 3]; MOST_IN] =
+        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0], [0.0; 3], [0.0; 3]];
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let none = S::zero();
+            [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[3], d[1]), none, none]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let none = S::zero();
+            [S::add(m[0], S::add(m[1], m[2])), S::add(S::sub(m[1], m[2]), m[3]), none, none]
+        }
+    }
+}
+
+impl Points for F4 {
+    const IN: usize = 6;
+    const OUT: usize = 4;
+    const G: [[f64; 3]; MOST_IN] = [
+        [1.0, 0.0, 0.0],
+        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
+        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
+        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0],
+        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0],
+        [0.0, 0.0, 1.0],
+    ];
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, minus_s) = (S::splat(ROOT_HALF as f32), S::splat(-ROOT_HALF as f32));
+            let (minus_half, minus_two, minus_ratio) = (S::splat(-0.5), S::splat(-2.0), S::splat(-2.5));
+            let even = S::fma(minus_half, d[4], d[2]);
+            let odd = S::fma(minus_half, d[3], d[1]);
+            let even_far = S::fma(minus_half, d[2], d[4]);
+            let odd_far = S::fma(minus_two, d[3], d[1]);
+            [
+                S::fma(minus_ratio, d[2], S::add(d[0], d[4])),
+                S::fma(s, odd, even),
+                S::fma(minus_s, odd, even),
+                S::fma(minus_s, odd_far, even_far),
+                S::fma(s, odd_far, even_far),
+                S::fma(minus_ratio, d[3], S::add(d[1], d[5])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let (even, odd) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            let (even_far, odd_far) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let (s_cubed, t_cubed) = (S::splat((0.5 * ROOT_HALF) as f32), S::splat((2.0 * ROOT_TWO) as f32));
+            [
+                S::add(m[0], S::add(even, even_far)),
+                S::fma(t, odd_far, S::mul(s, odd)),
+                S::fma(S::splat(2.0), even_far, S::mul(S::splat(0.5), even)),
+                S::fma(t_cubed, odd_far, S::fma(s_cubed, odd, m[5])),
+            ]
+        }
+    }
+}
+
+/// The nine taps of up to `width` output channels to the `IN²` weights of each: `G·g·Gᵀ` in f64, rounded once.
+///
+/// `weight` is `[out, channels, 3, 3]`; `panel` as [`Gemm::packed`](crate::kernels::gemm::Gemm::packed) asks for.
+pub(super) fn weights<P: Points>(
+    weight: &[f32],
+    channels: usize,
+    columns: Range<usize>,
+    width: usize,
+    panel: &mut [f32],
+) {
+    /// Output channels that are worked on side by side.
+    const SIDE: usize = 16;
+    for first in columns.clone().step_by(SIDE) {
+        let count = SIDE.min(columns.end - first);
+        for k in 0..channels {
+            let mut taps = [[0.0; SIDE]; 9];
+            for n in 0..count {
+                let from = &weight[((first + n) * channels + k) * 9..][..9];
+                (0..9).for_each(|tap| taps[tap][n] = f64::from(from[tap]));
+            }
+            for i in 0..P::IN {
+                // Row i of G·g.
+                let mut row = [[0.0; SIDE]; 3];
+                for (x, row) in row.iter_mut().enumerate() {
+                    for n in 0..SIDE {
+                        row[n] = P::G[i][0] * taps[x][n] + P::G[i][1] * taps[3 + x][n] + P::G[i][2] * taps[6 + x][n];
+                    }
+                }
+                for j in 0..P::IN {
+                    let at = ((i * P::IN + j) * channels + k) * width + first - columns.start;
+                    let to = &mut panel[at..][..count];
+                    for (n, to) in to.iter_mut().enumerate() {
+                        *to = (P::G[j][0] * row[0][n] + P::G[j][1] * row[1][n] + P::G[j][2] * row[2][n]) as f32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where the squares of tile number `i` begin: image, row and column of the first output.
+pub(super) fn origin<P: Points>(i: usize, across: [usize; 2]) -> [usize; 3] {
+    let per_image = across[0] * across[1];
+    [i / per_image, i / across[1] % across[0] * P::OUT, i % across[1] * P::OUT]
+}
+
+/// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`.
+pub(super) struct Before<'a, P> {
+    pub(super) of: &'a Winograd,
+    pub(super) tiles: Range<usize>,
+    pub(super) input: *const f32,
+    pub(super) v: *mut f32,
+    pub(super) points: PhantomData<P>,
+}
+
+impl<P: Points> Task for Before<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (spec, first) = (&self.of.spec, self.tiles.start);
+        let Map { h, w, c, ld, .. } = spec.input;
+        for tile in self.tiles.clone() {
+            let [image, oy, ox] = origin::<P>(tile, self.of.across);
+            let (y0, x0) = (oy.wrapping_sub(spec.placed.before[0]), ox.wrapping_sub(spec.placed.before[1]));
+            let mut at = [std::ptr::null(); MOST_IN * MOST_IN];
+            for i in 0..P::IN {
+                // Wrapping: a coordinate before the image becomes a huge one.
+                let y = y0.wrapping_add(i);
+                let line = self.input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld));
+                for j in 0..P::IN {
+                    let x = x0.wrapping_add(j);
+                    let inside = y < h && x < w;
+                    at[i * P::IN + j] = if inside { line.wrapping_add(x * ld) } else { self.of.zero.as_ptr() };
+                }
+            }
+            // SAFETY: every pointer has `c` channels behind it, and V has room for whole registers of them.
+            unsafe {
+                let to = self.v.add((tile - first) * self.of.ld_v);
+                let whole = c / S::LANES * S::LANES;
+                let mut channel = 0;
+                while channel < whole {
+                    square_before::<S, P>(&at, channel, None, to.add(channel), self.of.stride_v);
+                    channel += S::LANES;
+                }
+                if channel < c {
+                    let mask = Some(S::mask(c - channel));
+                    square_before::<S, P>(&at, channel, mask, to.add(channel), self.of.stride_v);
+                }
+            }
+        }
+    }
+}
+
+/// One register of channels of one tile.
+#[inline(always)]
+unsafe fn square_before<S: Simd, P: Points>(
+    at: &[*const f32; MOST_IN * MOST_IN],
+    channel: usize,
+    mask: Option<S::M>,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let mut half = [[S::zero(); MOST_IN]; MOST_IN];
+        for j in 0..P::IN {
+            let mut d = [S::zero(); MOST_IN];
+            for i in 0..P::IN {
+                let from = at[i * P::IN + j].add(channel);
+                d[i] = match mask {
+                    None => S::load(from),
+                    Some(mask) => S::load_masked(from, mask),
+                };
+            }
+            let d = P::before::<S>(d);
+            for i in 0..P::IN {
+                half[i][j] = d[i];
+            }
+        }
+        for i in 0..P::IN {
+            let v = P::before::<S>(half[i]);
+            for j in 0..P::IN {
+                S::store(to.add((i * P::IN + j) * stride), v[j]);
+            }
+        }
+    }
+}
+
+/// `Y = activation(Aᵀ·M·A + bias + residual)` for the tiles of a block and the channels of a panel, from
+/// `m[(i·IN + j)·stride + tile·width + channel]` to the output map.
+pub(super) struct After<'a, P> {
+    pub(super) of: &'a Winograd,
+    pub(super) tiles: Range<usize>,
+    /// The panel's output channels.
+    pub(super) columns: Range<usize>,
+    pub(super) io: &'a Io,
+    pub(super) m: *const f32,
+    /// What lies outside the image is written here: the width of a panel.
+    pub(super) waste: *mut f32,
+    pub(super) points: PhantomData<P>,
+}
+
+impl<P: Points> Task for After<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (of, first, columns) = (self.of, self.tiles.start, self.columns.clone());
+        let epilogue = of.spec.epilogue;
+        let smooth = epilogue.activation.filter(|a| !matches!(a, Activation::Relu | Activation::Relu6));
+        for tile in self.tiles.clone() {
+            let pixels = self.pixels(tile);
+            let mut channel = 0;
+            while channel < columns.len() {
+                // SAFETY: every pixel has the panel's channels, and the mask keeps to them.
+                unsafe {
+                    let mask = S::mask((columns.len() - channel).min(S::LANES));
+                    let from = self.m.add((tile - first) * of.ld_m + channel);
+                    let bias = S::load(of.bias.as_ptr().add(columns.start + channel));
+                    let square = Square { pixels: &pixels, channel, from, stride: of.stride_m, range: of.range };
+                    match epilogue.residual {
+                        None => square.after::<S, P, false>(bias, mask),
+                        Some(_) => square.after::<S, P, true>(bias, mask),
+                    }
+                    if smooth.is_some() {
+                        // Not above, where it would be unrolled for every pixel.
+                        for to in &pixels.output[..P::OUT * P::OUT] {
+                            let v = S::load_masked(to.add(channel), mask);
+                            S::store_masked(to.add(channel), simd::apply_activation::<S>(smooth, v), mask);
+                        }
+                    }
+                }
+                channel += S::LANES;
+            }
+        }
+    }
+}
+
+/// Where the outputs of a tile and what is added to them lie.
+struct Pixels {
+    output: [*mut f32; MOST_OUT * MOST_OUT],
+    residual: [*const f32; MOST_OUT * MOST_OUT],
+}
+
+impl<P: Points> After<'_, P> {
+    #[inline(always)]
+    fn pixels(&self, tile: usize) -> Pixels {
+        let (spec, waste) = (&self.of.spec, self.waste);
+        let Map { h, w, ld, .. } = spec.output;
+        let [image, oy, ox] = origin::<P>(tile, self.of.across);
+        let ld_residual = spec.epilogue.residual.unwrap_or(0);
+        let mut pixels =
+            Pixels { output: [waste; MOST_OUT * MOST_OUT], residual: [waste.cast_const(); MOST_OUT * MOST_OUT] };
+        for i in 0..P::OUT.min(h - oy) {
+            for j in 0..P::OUT.min(w - ox) {
+                let pixel = (image * h + oy + i) * w + ox + j;
+                let at = i * P::OUT + j;
+                pixels.output[at] = self.io.output.wrapping_add(pixel * ld + self.columns.start);
+                pixels.residual[at] = self.io.inputs[1].wrapping_add(pixel * ld_residual + self.columns.start);
+            }
+        }
+        pixels
+    }
+}
+
+/// One register of output channels of one tile.
+struct Square<'a> {
+    pixels: &'a Pixels,
+    channel: usize,
+    from: *const f32,
+    stride: usize,
+    range: [f32; 2],
+}
+
+impl Square<'_> {
+    #[inline(always)]
+    unsafe fn after<S: Simd, P: Points, const RESIDUAL: bool>(&self, bias: S::V, mask: S::M) {
+        // SAFETY: passed on.
+        unsafe {
+            let mut half = [[S::zero(); MOST_IN]; MOST_OUT];
+            for j in 0..P::IN {
+                let mut m = [S::zero(); MOST_IN];
+                for i in 0..P::IN {
+                    m[i] = S::load(self.from.add((i * P::IN + j) * self.stride));
+                }
+                let m = P::after::<S>(m);
+                for i in 0..P::OUT {
+                    half[i][j] = m[i];
+                }
+            }
+            for i in 0..P::OUT {
+                let sums = P::after::<S>(half[i]);
+                for j in 0..P::OUT {
+                    let at = i * P::OUT + j;
+                    let mut y = S::add(sums[j], bias);
+                    if RESIDUAL {
+                        y = S::add(y, S::load_masked(self.pixels.residual[at].add(self.channel), mask));
+                    }
+                    // The lesser bound is zero or none; a NaN survives both.
+                    y = S::max(S::splat(self.range[0]), y);
+                    y = S::min(S::splat(self.range[1]), y);
+                    S::store_masked(self.pixels.output[at].add(self.channel), y, mask);
+                }
+            }
+        }
+    }
+}
