@@ -16,12 +16,9 @@ use std::time::Instant;
 /// Norm of the difference over norm; PyTorch's own f32 stays within 1e-5 of the f64 here.
 const TOLERANCE: f64 = 1e-4;
 
-/// Networks whose f64 answers PyTorch has not been asked for yet; b5 is the same drawing, scaled less.
-const PENDING: [&str; 2] = ["efficientnet_b6", "efficientnet_b7"];
-
 fn selected() -> impl Iterator<Item = &'static ModelInfo> {
     let part = std::env::var("CONVZOO_GOLDEN").unwrap_or_default();
-    models::list().filter(move |m| m.name.contains(&part) && !PENDING.contains(&m.name))
+    models::list().filter(move |m| m.name.contains(&part))
 }
 
 #[test]
@@ -29,7 +26,7 @@ fn every_registered_network_has_goldens_and_every_golden_a_network() {
     let manifest = golden_json("manifest.json");
     let known: Vec<&str> = manifest.as_object().unwrap().keys().map(String::as_str).collect();
     let listed: Vec<&str> = models::list().map(|m| m.name).collect();
-    let lacking: Vec<_> = listed.iter().filter(|name| !known.contains(name) && !PENDING.contains(name)).collect();
+    let lacking: Vec<_> = listed.iter().filter(|name| !known.contains(name)).collect();
     let orphaned: Vec<_> = known.iter().filter(|name| !listed.contains(name)).collect();
     assert!(lacking.is_empty() && orphaned.is_empty(), "no goldens for {lacking:?}, no network for {orphaned:?}");
 }
@@ -43,7 +40,7 @@ fn listing(defs: &[ParamDef]) -> String {
 fn parameters_have_pytorchs_names_shapes_and_order() -> Result<()> {
     let manifest = golden_json("manifest.json");
     let mut wrong = vec![];
-    for info in models::list().filter(|m| !PENDING.contains(&m.name)) {
+    for info in models::list() {
         let model = Model::blank(&info.config())?;
         let (lines, entry) = (listing(model.graph().params()), &manifest[info.name]);
         let counts = [model.params().iter().count(), model.graph().param_count(true)].map(|n| n as u64);
