@@ -90,8 +90,8 @@ impl Plan {
             return Err(Error::invalid("plan", format!("this CPU does not have {}", isa.name())));
         }
         let wanted = wanted(graph, options)?;
-        let shapes = graph.shapes(input, false)?;
-        let ids = wanted.iter().map(|(_, id)| *id).collect();
+        let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
+        let shapes = graph.shapes_for(input, ids.iter().copied())?;
         let mut program = Program::lower(graph, shapes, ids)?;
         passes::run(&mut program, params);
         let layout = Layout::new(&program, stem_border(&program));

@@ -23,7 +23,7 @@ pub fn evaluate<T: Real>(graph: &Graph, params: &Params, input: &Tensor, wanted:
     let &[n, c, h, w] = input.shape() else {
         return Err(Error::mismatch("input", "rank", "4 (n, c, h, w)", format!("{:?}", input.shape())));
     };
-    let shapes = graph.shapes([n, c, h, w], true)?;
+    let shapes = graph.shapes_for([n, c, h, w], wanted.iter().copied())?;
     let live = graph.reachable(wanted.iter().copied());
     let mut readers = vec![0usize; shapes.len()];
     let needed = graph.nodes().iter().zip(&live).filter(|(_, live)| **live);

@@ -174,6 +174,13 @@ impl Graph {
     /// The shape `[n, c, h, w]` of every node for an input of shape `input` (vectors have `h = w = 1`).
     /// Nodes that only auxiliary heads need are inferred too only if `auxiliary` is true; otherwise they stay zero.
     pub fn shapes(&self, input: [usize; 4], auxiliary: bool) -> Result<Vec<[usize; 4]>> {
+        let roots =
+            self.outputs.iter().filter(|o| auxiliary || !matches!(o.role, Role::Auxiliary { .. })).map(|o| o.node);
+        self.shapes_for(input, roots)
+    }
+
+    /// The shape of every node that `wanted` depends on, as [`Graph::shapes`]; the others stay zero.
+    pub fn shapes_for(&self, input: [usize; 4], wanted: impl IntoIterator<Item = NodeId>) -> Result<Vec<[usize; 4]>> {
         let [n, c, h, w] = input;
         if c != self.input_channels() {
             return Err(Error::mismatch("input", "channels", self.input_channels(), c));
@@ -183,9 +190,7 @@ impl Graph {
             return Err(Error::mismatch("input", "shape", expected, format!("{input:?}")));
         }
         checked_volume(&input, "input")?;
-        let roots =
-            self.outputs.iter().filter(|o| auxiliary || !matches!(o.role, Role::Auxiliary { .. })).map(|o| o.node);
-        let live = self.reachable(roots);
+        let live = self.reachable(wanted);
         let mut shapes = vec![[0; 4]; self.nodes.len()];
         shapes[0] = input;
         for (i, node) in self.nodes.iter().enumerate().skip(1).filter(|(i, _)| live[*i]) {
