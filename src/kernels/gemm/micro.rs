@@ -25,8 +25,9 @@ pub(super) struct Tile {
     pub(super) rows_stride: usize,
     /// Pixel pointers of the tile that comes next, whose activations are fetched into the cache meanwhile; or null.
     pub(super) next: *const *const f32,
-    /// Weights that will be used after these, two cache lines of which are fetched for every four of `k`; or null.
+    /// Weights that will be used after these: so many cache lines of them are fetched for every four of `k`.
     pub(super) later: *const f32,
+    pub(super) later_lines: usize,
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
     pub(super) taps: usize,
@@ -74,10 +75,9 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                     if k.is_multiple_of(16) {
                         fetch_next::<S, MR, NRV>(t, tap, k);
                     }
-                    if !t.later.is_null() {
+                    for _ in 0..t.later_lines {
                         S::prefetch_far(later);
-                        S::prefetch_far(later.wrapping_add(16));
-                        later = later.wrapping_add(LATER_STEP);
+                        later = later.wrapping_add(LINE);
                     }
                     for step in 0..4 {
                         accumulate::<S, MR, NRV>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
@@ -142,8 +142,8 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
 /// Floats ahead of the weights in use that are fetched into the first cache.
 const PREFETCH: usize = 512;
 
-/// Floats of later weights fetched for every four of `k`.
-pub(super) const LATER_STEP: usize = 32;
+/// Floats of a cache line.
+pub(super) const LINE: usize = 16;
 
 /// The accumulators before the first product.
 #[inline(always)]

@@ -215,6 +215,7 @@ impl Gemm {
                         rows_stride: rows.stride,
                         next: std::ptr::null(),
                         later: std::ptr::null(),
+                        later_lines: 0,
                         skip: rows.skip + piece.k.start,
                         taps: piece.taps.len(),
                         k: piece.k.len(),
@@ -229,7 +230,7 @@ impl Gemm {
                     }
                 };
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
-                unsafe { sweep(m, tile, micros, Ahead { rows: nth == 0 && self.extent.taps == 1, weights }) };
+                unsafe { sweep(m, tile, micros, Ahead { rows: nth == 0 && self.extent.taps == 1, weights, lines: 2 }) };
             }
             if let Some(activation) = self.activation.filter(|&a| !is_clamp(a)) {
                 // SAFETY: these are the elements just written.
@@ -250,6 +251,9 @@ impl Gemm {
         let Panel { len, vectors, weights, .. } = self.panels[panel];
         let (Extent { taps, k, .. }, lanes) = (self.extent, self.isa.lanes());
         let zero = [0.0; ZEROS];
+        let micros = &self.micros[vectors - 1];
+        // All weights of the next tap while this one is multiplied, spread evenly over the tiles of rows.
+        let lines = (vectors * lanes * 4).div_ceil(micro::LINE * m.div_ceil(micros.len())).min(8);
         for tap in 0..taps {
             // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
             unsafe {
@@ -258,6 +262,7 @@ impl Gemm {
                     rows_stride: rows.stride,
                     next: std::ptr::null(),
                     later: std::ptr::null(),
+                    later_lines: 0,
                     skip: rows.skip,
                     taps: 1,
                     k,
@@ -272,7 +277,7 @@ impl Gemm {
                 };
                 // The weights of the next tap lie behind those of this one.
                 let weights = if tap + 1 < taps { k * vectors * lanes } else { 0 };
-                sweep(m, tile, &self.micros[vectors - 1], Ahead { rows: false, weights });
+                sweep(m, tile, micros, Ahead { rows: false, weights, lines });
             }
         }
     }
@@ -307,6 +312,8 @@ struct Ahead {
     rows: bool,
     /// Floats of the weights of the next piece, which lie behind those in use.
     weights: usize,
+    /// Cache lines of them for every four of k.
+    lines: usize,
 }
 
 /// Runs the microkernel over `m` rows in tiles of nearly equal height, so that none is too low to hide latencies.
@@ -315,13 +322,13 @@ struct Ahead {
 /// As [`Gemm::run`] for the columns of `tile`.
 unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead) {
     let tiles = m.div_ceil(micros.len());
-    let fetched = tile.taps * (tile.k / 4) * micro::LATER_STEP;
+    let fetched = tile.taps * (tile.k / 4) * ahead.lines * micro::LINE;
     let mut from = 0;
     for i in 0..tiles {
         let to = (i + 1) * m / tiles;
         let height = to - from;
-        let later = tile.b.wrapping_add(ahead.weights + i * fetched);
-        tile.later = if i * fetched < ahead.weights { later } else { std::ptr::null() };
+        tile.later = tile.b.wrapping_add(ahead.weights + i * fetched);
+        tile.later_lines = if i * fetched < ahead.weights { ahead.lines } else { 0 };
         // SAFETY: `from < to ≤ m` and `height ≤ micros.len()`; the next tile may be one row lower than this one, so at the
         // end of the table it is not looked at.
         unsafe {

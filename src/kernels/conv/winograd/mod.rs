@@ -89,30 +89,38 @@ pub fn applicable(spec: &ConvSpec) -> bool {
 /// Fewer channels than this leave registers empty, and the transforms cost more than they save.
 const LEAST_CHANNELS: usize = 16;
 
+/// Weights larger than this come from memory in every run,
+const LARGE_WEIGHTS: usize = 8 << 20;
+/// and must promise more than others, because they also displace those of other layers.
+const LEAST_GAIN: [f64; 2] = [1.2, 1.5];
+
 /// The form that computes this convolution fastest, unless the direct sum does; by shape alone.
 ///
-/// The estimate is that of a core with two 16-lane multipliers. Weights come from memory at 9 bytes a cycle meanwhile:
-/// for small maps at batch 1 that decides, and the form with the smaller weights, or none, is best.
+/// The estimate is that of a core with two 16-lane multipliers to which memory brings 7 bytes of weights a cycle: for
+/// small maps at batch 1 these decide, and the form with the smaller weights, or none, is best.
 pub fn profitable(spec: &ConvSpec) -> Option<Form> {
     if !applicable(spec) || spec.input.c.min(spec.output.c) < LEAST_CHANNELS || spec.output.pixels() == 0 {
         return None;
     }
     let (inputs, outputs) = (spec.input.c, spec.output.c);
     let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / 28) as f64;
-    let memory = |rows: usize| (rows * inputs * outputs * 4 / 9) as f64;
-    let direct = product(9 * spec.output.pixels()).max(memory(9));
+    let bytes = |positions: usize| 4 * positions * inputs * outputs;
+    // What is computed hides most of what is fetched, or the other way round.
+    let together = |compute: f64, bytes: usize| {
+        let fetch = bytes as f64 / 7.0;
+        compute.max(fetch) + 0.3 * compute.min(fetch)
+    };
+    let direct = together(product(9 * spec.output.pixels()), bytes(9));
     let cost = |form: Form| {
         let squares = spec.output.n * form.across(spec).iter().product::<usize>();
         let [before, after] = form.transforms();
         let transforms = squares * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
-        let compute = product(form.products() * squares) + transforms as f64;
-        // What is fetched and what is computed never overlap wholly.
-        let (long, short) = (compute.max(memory(form.products())), compute.min(memory(form.products())));
-        long + 0.15 * short
+        together(product(form.products() * squares) + transforms as f64, bytes(form.products()))
     };
     let [two, four] = [Form::F2, Form::F4].map(cost);
     let (best, form) = if two < four { (two, Form::F2) } else { (four, Form::F4) };
-    (1.15 * best < direct).then_some(form)
+    let large = bytes(form.products()) > LARGE_WEIGHTS;
+    (LEAST_GAIN[usize::from(large)] * best < direct).then_some(form)
 }
 
 /// A 3×3 convolution of one group without stride or dilation; see [`applicable`].

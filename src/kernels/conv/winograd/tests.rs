@@ -205,7 +205,8 @@ fn the_cost_model_knows_where_weights_decide() {
         (1, 56, [64, 64], Some(Form::F4)),
         (1, 28, [128, 128], Some(Form::F4)),
         (1, 14, [256, 256], Some(Form::F4)),
-        (1, 7, [512, 512], Some(Form::F2)),
+        (1, 7, [512, 512], None),
+        (1, 7, [128, 32], Some(Form::F2)),
         (8, 7, [512, 512], Some(Form::F4)),
         (1, 224, [64, 64], Some(Form::F4)),
         (1, 28, [128, 32], Some(Form::F4)),
@@ -222,7 +223,7 @@ fn the_cost_model_knows_where_weights_decide() {
 
 #[test]
 fn tiles_suffice_for_a_few_threads() {
-    for (batch, size, channels) in [(1, 56, [64, 64]), (1, 28, [128, 128]), (1, 14, [256, 256]), (1, 7, [512, 512])] {
+    for (batch, size, channels) in [(1, 56, [64, 64]), (1, 28, [128, 128]), (1, 14, [256, 256]), (8, 7, [512, 512])] {
         let case = Case { batch, size: [size; 2], channels, ..BASE };
         let form = profitable(&spec(case)).unwrap();
         let weight = vec![0.0; channels[0] * channels[1] * 9];
