@@ -32,3 +32,8 @@ pub use exec::{Outputs, Plan, PlanOptions, Precision};
 pub use model::Model;
 pub use ndarray;
 pub use tensor::Tensor;
+
+/// The README's examples, compiled and run with the other tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

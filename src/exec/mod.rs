@@ -1,6 +1,6 @@
 //! Turning a drawing into numbers.
 //!
-//! Two executors read the same [`Graph`](crate::graph::Graph): [`reference`] computes it node by node, naively, in `f64`
+//! Two executors read the same [`Graph`](crate::graph::Graph): [`mod@reference`] computes it node by node, naively, in `f64`
 //! or `f32`, and is the definition of correct; [`Plan`] lowers it for one input shape: prunes what evaluation does not
 //! need, folds and fuses (`passes/`), places every value in one arena (`memory`), prepares a kernel per step
 //! (`prepare`), and then runs that flat list without allocating (`run`).
