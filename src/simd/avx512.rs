@@ -102,6 +102,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn reciprocal(v: __m512) -> __m512 {
+        // 14 bits and a Newton step: a quarter of the time a division of 16 lanes takes.
+        unsafe {
+            let r = _mm512_rcp14_ps(v);
+            _mm512_fmadd_ps(_mm512_fnmadd_ps(v, r, _mm512_set1_ps(1.0)), r, r)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }

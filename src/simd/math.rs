@@ -5,19 +5,24 @@ use crate::activation::Activation;
 
 /// e^x to about 1 ulp, for every lane. Below −104 it is 0, above 88.8 infinite; NaN stays NaN.
 ///
-/// x = n·ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to r⁷, whose remainder is below 6·10⁻⁹; times 2ⁿ.
-///
 /// # Safety
 /// The CPU has the instruction set of `S`.
 #[inline(always)]
 pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: passed on. Beyond ±110 nothing changes any more.
+    unsafe { exp_within::<S>(S::max(S::splat(-110.0), S::min(S::splat(110.0), x))) }
+}
+
+/// e^x for |x| ≤ 110.
+///
+/// x = n·ln 2 + r with |r| ≤ ln 2 / 2; e^r by its Taylor series to r⁷, whose remainder is below 6·10⁻⁹; times 2ⁿ.
+#[inline(always)]
+unsafe fn exp_within<S: Simd>(x: S::V) -> S::V {
     /// 355 / 512 and the rest of ln 2: products of the first with |n| ≤ 160 are exact.
     const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
     const TAYLOR: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
     // SAFETY: passed on.
     unsafe {
-        // Beyond ±110 nothing changes any more; the bound keeps `n` in range.
-        let x = S::max(S::splat(-110.0), S::min(S::splat(110.0), x));
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-LN_2.0), x);
         let r = S::fma(n, S::splat(-LN_2.1), r);
@@ -36,10 +41,7 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
-    unsafe {
-        let one = S::splat(1.0);
-        S::div(one, S::add(one, exp::<S>(S::sub(S::zero(), x))))
-    }
+    unsafe { sigmoid_within::<S>(S::max(S::splat(-TAIL), S::min(S::splat(TAIL), x))) }
 }
 
 /// x · σ(x). NaN stays NaN.
@@ -49,7 +51,20 @@ pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
-    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::zero(), x)))) }
+    unsafe {
+        let x = S::max(S::splat(-TAIL), x);
+        S::mul(x, sigmoid_within::<S>(S::min(S::splat(TAIL), x)))
+    }
+}
+
+/// σ(±87) differs from 0 and 1 by less than 2·10⁻³⁸, and its denominator has a normal reciprocal.
+const TAIL: f32 = 87.0;
+
+/// σ(x) for |x| ≤ [`TAIL`].
+#[inline(always)]
+unsafe fn sigmoid_within<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: passed on.
+    unsafe { S::reciprocal(S::add(S::splat(1.0), exp_within::<S>(S::sub(S::zero(), x)))) }
 }
 
 /// `activation` of every lane, or the register itself.

@@ -104,6 +104,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `1 / v` to about 1 ulp, for `v` that are normal numbers with a normal reciprocal; NaN stays NaN.
+    unsafe fn reciprocal(v: Self::V) -> Self::V;
     /// `a · b + c`, rounded once where the hardware can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `√v`.

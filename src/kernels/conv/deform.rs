@@ -158,8 +158,8 @@ impl Task for Sample<'_> {
             let (image, oy, ox) = (pixel / (oh * ow), pixel / ow % oh, pixel % ow);
             let origin = |o: usize, axis: usize| (o * window.stride[axis]) as f32 - spec.placed.before[axis] as f32;
             let (top, left) = (origin(oy, 0), origin(ox, 1));
+            let (mut ky, mut kx) = (0, 0);
             for tap in 0..taps {
-                let (ky, kx) = (tap / window.kernel[1], tap % window.kernel[1]);
                 let y = top + (ky * window.dilation[0]) as f32;
                 let x = left + (kx * window.dilation[1]) as f32;
                 for group in 0..sampling.groups {
@@ -177,6 +177,10 @@ impl Task for Sample<'_> {
                     }
                 }
                 to = to.wrapping_add(ld);
+                kx += 1;
+                if kx == window.kernel[1] {
+                    (ky, kx) = (ky + 1, 0);
+                }
             }
         }
     }

@@ -31,7 +31,7 @@ mod tests;
 
 use super::ConvSpec;
 use crate::activation::Activation;
-use crate::kernels::{Epilogue, Io, Kernel};
+use crate::kernels::{Io, Kernel, Map};
 use crate::simd::{Isa, Simd, Task, apply_activation};
 use crate::tensor::AlignedBuf;
 use blocks::{Block, FetchKind, Layout};
@@ -54,6 +54,7 @@ pub(super) struct Slide {
     strips: Strips,
     tiling: Tiling,
     run: Run,
+    finish: unsafe fn(Finish),
 }
 
 /// A loop for one geometry: slide, tile, maps, scratch.
@@ -85,7 +86,7 @@ struct Tiling {
 const TILE_WORK: usize = 1 << 18;
 
 /// Bytes of input that stay in the second-level cache while the blocks pass over them.
-const RESIDENT: usize = 1 << 18;
+const RESIDENT: usize = 1 << 17;
 
 impl Slide {
     /// Packs `weight [out, in / groups, kh, kw]` and `bias [out]` for this geometry. Panics if the spec contradicts
@@ -99,7 +100,7 @@ impl Slide {
         let tiling = Tiling::new(&spec, &layout);
         let (weights, bias) = (layout.pack_weights(weight, spec.window.kernel), layout.pack_bias(bias));
         let lanes = layout.pack_lanes();
-        Slide { spec, isa, name, layout, weights, bias, lanes, strips, tiling, run }
+        Slide { spec, isa, name, layout, weights, bias, lanes, strips, tiling, run, finish: isa.entry::<Finish>() }
     }
 
     /// Rows of output and blocks of channels that tile `tile` covers, and its image.
@@ -154,11 +155,11 @@ impl Tiling {
         let (n, rows) = (spec.output.n.max(1), spec.output.h);
         let per_image = spec.output.h * spec.output.w * spec.output.c * layout.steps * spec.window.taps();
         let wanted = (per_image / TILE_WORK).clamp(1, 64);
-        // Rows first: channels of a pixel share pages and lines.
-        let row_tiles = wanted.min(rows.div_ceil(8));
+        // Rows first: the channels of a pixel share pages, and long runs of them are fetched ahead.
+        let row_tiles = wanted.min(rows.div_ceil(4));
         let rows_each = rows.div_ceil(row_tiles);
         let row_tiles = rows.div_ceil(rows_each);
-        let chunks = layout.chunks(wanted.div_ceil(row_tiles));
+        let chunks = layout.chunks(wanted.min(16).div_ceil(row_tiles));
         let rows_read = rows_each * spec.window.stride[0] + spec.window.span(0);
         let resident = rows_read * spec.input.w * spec.input.c / chunks.len() * size_of::<f32>() <= RESIDENT;
         debug_assert!(n > 0);
@@ -236,6 +237,10 @@ impl<F: Fetch, const KW: usize, const ST: usize> Task for Tile<'_, F, KW, ST> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (n, rows, chunk) = self.slide.tile(self.tile);
+        let epilogue = self.slide.spec.epilogue;
+        // What the strips neither clamp nor leave in scratch is finished where it lies, a few rows at a time.
+        let in_place =
+            epilogue.residual.is_none() && epilogue.activation.is_some() && clamp_of(epilogue.activation).is_none();
         let mut start = rows.start;
         while start < rows.end {
             let end = (start + self.slide.tiling.sweep).min(rows.end);
@@ -243,6 +248,15 @@ impl<F: Fetch, const KW: usize, const ST: usize> Task for Tile<'_, F, KW, ST> {
                 for row in start..end {
                     // SAFETY: passed on.
                     unsafe { self.row::<S>(n, row, block) };
+                }
+                if in_place {
+                    let Map { h, w, ld, .. } = self.slide.spec.output;
+                    let (at, first) = (&self.slide.layout.blocks[block], (n * h + start) * w);
+                    // SAFETY: the rows just written.
+                    unsafe {
+                        let sums = Pixels { first: self.io.output.add(first * ld + at.output).cast_const(), ld };
+                        self.finish(sums, first, (end - start) * w, at);
+                    }
                 }
             }
             start = end;
@@ -296,21 +310,32 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
                 strip.valid = strips.valid.as_ptr().add(i * strips.words);
                 self.strip::<S>(&strip, strips.inside[i], &at);
             }
-            if clamp.is_none() && epilogue != Epilogue::default() {
-                let done = if epilogue.residual.is_some() { at.overlap } else { 0 };
-                let residual = epilogue
-                    .residual
-                    .map(|ld| Pixels { first: self.io.inputs[1].add(pixel * ld + at.output + done), ld });
-                self.slide.isa.run(Finish {
-                    sums: Pixels { first: sums.cast_const().add(done), ld: sums_ld },
-                    residual,
-                    target: target.add(done),
-                    ld: output.ld,
-                    pixels: output.w,
-                    channels: at.writable - done,
-                    activation: epilogue.activation,
-                });
+            if epilogue.residual.is_some() {
+                let sums = Pixels { first: sums.cast_const(), ld: sums_ld };
+                self.finish(sums, pixel, output.w, &at);
             }
+        }
+    }
+
+    /// Adds the residual and applies the activation to the sums of output pixels `first..first + pixels`.
+    #[inline(always)]
+    unsafe fn finish(&self, sums: Pixels, first: usize, pixels: usize, at: &Block) {
+        let spec = &self.slide.spec;
+        let ld = spec.output.ld;
+        // Where blocks overlap the residual may be overwritten already; what overwrote it is final.
+        let done = if spec.epilogue.residual.is_some() { at.overlap } else { 0 };
+        // SAFETY: the pixels lie in the output and in the residual; the block's channels do too.
+        unsafe {
+            let from = |ld: usize| self.io.inputs[1].add(first * ld + at.output + done);
+            (self.slide.finish)(Finish {
+                sums: Pixels { first: sums.first.add(done), ..sums },
+                residual: spec.epilogue.residual.map(|ld| Pixels { first: from(ld), ld }),
+                target: self.io.output.add(first * ld + at.output + done),
+                ld,
+                pixels,
+                channels: at.writable - done,
+                activation: spec.epilogue.activation,
+            });
         }
     }
 
@@ -380,7 +405,7 @@ fn clamp_of(activation: Option<Activation>) -> Option<[f32; 2]> {
     }
 }
 
-/// `target = activation(sums + residual)` on a row of pixels, while it is in the cache. The target may be the sums or
+/// `target = activation(sums + residual)` on a run of pixels, while it is in the cache. The target may be the sums or
 /// the residual. A task of its own, so that it is compiled once and not for every geometry.
 #[derive(Clone, Copy)]
 struct Finish {
