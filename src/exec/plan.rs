@@ -64,7 +64,7 @@ impl PlanOptions {
 ///
 /// Auxiliary heads and dead branches are gone, batch norm is folded, activations and residual sums are fused into the
 /// convolutions, concatenations are written in place, weights are packed, and every value lies in one arena. Running
-/// allocates nothing.
+/// allocates nothing but, with helpers, what it takes to wake them.
 pub struct Plan {
     pub(super) input: [usize; 4],
     pub(super) steps: Vec<Step>,

@@ -1,0 +1,54 @@
+//! A plan in steady state allocates nothing; with helpers, only rayon's handles for waking them.
+#![allow(unsafe_code, reason = "a counting allocator is unsafe by signature")]
+
+use convzoo::{Model, PlanOptions, Tensor, models};
+use rand::{SeedableRng, rngs::StdRng};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+struct Counting;
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes every request on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        BYTES.fetch_add(layout.size(), Relaxed);
+        // SAFETY: the caller's layout, as it came.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `alloc` above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations and bytes of `runs` runs after two that may settle things.
+fn counted(name: &str, threads: usize, runs: usize) -> (usize, usize) {
+    let model = Model::new(&models::build(name, Some(10)).unwrap(), &mut StdRng::seed_from_u64(0)).unwrap();
+    let mut plan = model.plan_with([1, 3, 64, 64], &PlanOptions::new().threads(threads)).unwrap();
+    let image = Tensor::zeros(&[1, 3, 64, 64]);
+    for _ in 0..2 {
+        plan.run(&image).unwrap();
+    }
+    let before = (CALLS.load(Relaxed), BYTES.load(Relaxed));
+    for _ in 0..runs {
+        plan.run(&image).unwrap();
+    }
+    (CALLS.load(Relaxed) - before.0, BYTES.load(Relaxed) - before.1)
+}
+
+#[test]
+fn steady_state_allocates_nothing_serially_and_only_wake_up_handles_in_parallel() {
+    for name in ["resnet18", "googlenet", "densenet121", "efficientnet_b0", "seresnet50"] {
+        assert_eq!(counted(name, 1, 5), (0, 0), "{name}, one thread");
+        let (calls, bytes) = counted(name, 3, 5);
+        assert!(calls <= 5 * 8 && bytes <= 5 * 8192, "{name}, three threads: {calls} allocations of {bytes} bytes");
+    }
+}
