@@ -5,7 +5,7 @@
 //! ```
 
 use convzoo::graph::{Layer, Node, concat};
-use convzoo::layers::{BatchNorm, Conv2d, GlobalAvgPool, Linear, SeBlock};
+use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, SeBlock};
 use convzoo::{Model, Result, Tensor};
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -25,7 +25,7 @@ impl Layer for TwoViews {
 
 fn main() -> Result<()> {
     let network =
-        (Conv2d::k3(32).stride(2), vec![TwoViews { width: 32 }, TwoViews { width: 48 }], GlobalAvgPool, Linear::new(7));
+        (Conv2d::k3(32).stride(2), vec![TwoViews { width: 32 }, TwoViews { width: 48 }], ClassifierHead::new(7));
     let model = Model::new(&network, &mut StdRng::seed_from_u64(1))?;
     println!("{} parameters, the first {:?}", model.graph().param_count(true), model.graph().params()[0].name);
 
