@@ -9,12 +9,15 @@ mod common;
 use common::{filled, golden, golden_json, knobs, recipe, relative_error, sizes};
 use convzoo::models::{self, ModelInfo};
 use convzoo::weights::StateDict;
-use convzoo::{Model, Result, graph::ParamDef};
+use convzoo::{Model, PlanOptions, Precision, Result, graph::ParamDef};
 use serde_json::Value;
 use std::time::Instant;
 
 /// Norm of the difference over norm; PyTorch's own f32 stays within 1e-5 of the f64 here.
 const TOLERANCE: f64 = 1e-4;
+
+/// The same without Winograd's transforms.
+const EXACT_TOLERANCE: f64 = 2e-5;
 
 fn selected() -> impl Iterator<Item = &'static ModelInfo> {
     let part = std::env::var("CONVZOO_GOLDEN").unwrap_or_default();
@@ -91,6 +94,32 @@ fn check(info: &ModelInfo, entry: &Value, logits: &StateDict) -> Result<Vec<Stri
     }
     println!("{:28} {:.1} s", info.name, start.elapsed().as_secs_f64());
     Ok(wrong)
+}
+
+#[test]
+fn plain_sums_stay_closer_to_pytorch_than_fast_ones_must() -> Result<()> {
+    let manifest = golden_json("manifest.json");
+    let logits = StateDict::read(golden("logits.safetensors"))?;
+    let mut wrong = vec![];
+    // One network of each family that has 3×3 convolutions to transform, at its own size.
+    for name in
+        ["alexnet", "vgg16", "googlenet", "resnet18", "resnet152", "densenet121", "seresnet50", "efficientnet_v2_s"]
+    {
+        let (info, entry) = (models::get(name)?, &manifest[name]);
+        let (knobs, shape) = (knobs(entry), sizes(&entry["cases"]["own"]["shape"]).try_into().expect("four extents"));
+        let model = filled(&info.config(), &knobs)?;
+        let mut plan = model.plan_with(shape, &PlanOptions::new().precision(Precision::Exact))?;
+        assert!(!plan.explain().contains("winograd"), "{name} transforms under the exact policy");
+        let out = plan.run(&recipe::image(shape, knobs.input_scale, "input"))?;
+        let wanted = logits.get(&format!("{name}/own")).expect("logits in the file");
+        let error = relative_error(out.logits().as_slice(), wanted.as_slice());
+        println!("{name:28} exact {error:.1e}");
+        if error.is_nan() || error > EXACT_TOLERANCE {
+            wrong.push(format!("{name} {error:.1e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "beyond {EXACT_TOLERANCE:e}: {wrong:?}");
+    Ok(())
 }
 
 #[test]
