@@ -19,6 +19,7 @@ pub mod layers;
 mod model;
 pub mod models;
 pub mod par;
+pub mod random;
 pub mod shape;
 pub mod simd;
 pub mod tensor;

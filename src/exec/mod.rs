@@ -5,7 +5,9 @@
 //! need, folds and fuses (`passes/`), places every value in one arena (`memory`), prepares a kernel per step
 //! (`prepare`), and then runs that flat list without allocating (`run`).
 
+mod gradients;
 mod memory;
+mod mode;
 mod passes;
 mod plan;
 mod prepare;
@@ -14,5 +16,7 @@ pub mod reference;
 mod run;
 
 pub use crate::kernels::conv::Precision;
+pub use gradients::Gradients;
+pub use mode::{Noise, RunningStatistics, TrainOptions};
 pub use plan::{Plan, PlanOptions};
 pub use run::{Outputs, StepTime};

@@ -1,0 +1,130 @@
+//! How a training step runs: what both executors, the naive and the planned one, are told alike.
+
+#![allow(dead_code, reason = "read by the training executors")]
+
+use crate::error::{Error, Result};
+use crate::graph::{NodeId, ParamDef};
+use crate::kernels::conv::Precision;
+use crate::random::Stream;
+use crate::simd::Isa;
+
+/// Whether dropout and stochastic depth drop anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Noise {
+    /// As drawn.
+    #[default]
+    On,
+    /// Never: they are identities, as in evaluation. For comparing with another framework.
+    Off,
+}
+
+/// Which variance of the batch the running variance moves towards. Batches are normalised by the biased one either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RunningStatistics {
+    /// PyTorch's: the unbiased one, `Σ(x − mean)² / (n − 1)`.
+    #[default]
+    PyTorch,
+    /// TensorFlow's, outside its fused kernel: the biased one, `Σ(x − mean)² / n`.
+    TensorFlow,
+}
+
+/// Options of a training step.
+///
+/// ```
+/// use convzoo::exec::{Noise, TrainOptions};
+///
+/// let options = TrainOptions::new().seed(7).freeze("features").noise(Noise::Off);
+/// assert!(options.is_frozen("features.0.weight") && !options.is_frozen("features2.weight"));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct TrainOptions {
+    pub(super) threads: Option<usize>,
+    pub(super) isa: Option<Isa>,
+    pub(super) precision: Precision,
+    pub(super) seed: u64,
+    pub(super) input_gradient: bool,
+    pub(super) noise: Noise,
+    pub(super) statistics: RunningStatistics,
+    frozen: Vec<String>,
+}
+
+impl TrainOptions {
+    /// The defaults: as many threads as the scheduler grants, the best instruction set, seed 0, everything learns.
+    pub fn new() -> Self {
+        TrainOptions::default()
+    }
+
+    /// Workers of a plan, the calling thread included. Results do not depend on it.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Uses an instruction set other than the best one.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// How far from plain sums convolutions may go for speed.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Seed of dropout and stochastic depth. What is dropped depends on the seed, the step and the layer alone.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Also computes the gradient with respect to the images.
+    pub fn input_gradient(mut self) -> Self {
+        self.input_gradient = true;
+        self
+    }
+
+    /// Whether dropout and stochastic depth drop anything.
+    pub fn noise(mut self, noise: Noise) -> Self {
+        self.noise = noise;
+        self
+    }
+
+    /// Which variance the running one moves towards.
+    pub fn statistics(mut self, statistics: RunningStatistics) -> Self {
+        self.statistics = statistics;
+        self
+    }
+
+    /// Freezes the parameter `prefix`, or all parameters of the scope of that name: they get no gradient. A batch norm
+    /// whose running statistics are frozen normalises by them and leaves them alone, as in evaluation.
+    pub fn freeze(mut self, prefix: impl Into<String>) -> Self {
+        self.frozen.push(prefix.into());
+        self
+    }
+
+    /// Whether the parameter `name` is frozen.
+    pub fn is_frozen(&self, name: &str) -> bool {
+        self.frozen.iter().any(|prefix| covers(prefix, name))
+    }
+
+    /// Which parameters get a gradient. A frozen prefix that matches nothing is an error.
+    pub(super) fn learned(&self, defs: &[ParamDef]) -> Result<Vec<bool>> {
+        for prefix in &self.frozen {
+            if !defs.iter().any(|def| covers(prefix, &def.name)) {
+                return Err(Error::unknown("parameter to freeze", prefix, defs.iter().map(|def| def.name.as_str())));
+            }
+        }
+        Ok(defs.iter().map(|def| def.kind.is_learned() && !self.is_frozen(&def.name)).collect())
+    }
+
+    /// What the noise layer `node` drops at `step`: number `i` is below `p` where element (or image) `i` goes.
+    pub(super) fn stream(&self, step: u64, node: NodeId) -> Stream {
+        Stream::new(self.seed).fork(step).fork(node.index() as u64)
+    }
+}
+
+/// Whether `prefix` is `name` or a scope around it.
+fn covers(prefix: &str, name: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || prefix.is_empty())
+}
