@@ -37,6 +37,25 @@ impl Activation {
         }
     }
 
+    /// The derivative at `x`. At a kink it is PyTorch's choice: 0 at the corner of ReLU, at both ends of ReLU6 and of the
+    /// hard sigmoid, and the flat side's value at both ends of the hard swish. At NaN it is PyTorch's too: 1 for ReLU and
+    /// the hard swish, 0 for the clipped ones, NaN for the smooth ones.
+    pub fn derivative<T: Float>(self, x: T) -> T {
+        let constant = |v: f64| T::from(v).expect("small constants fit every float");
+        let step = |yes: bool| if yes { T::one() } else { T::zero() };
+        let sigmoid = T::one() / (T::one() + (-x).exp());
+        let three = constant(3.0);
+        match self {
+            Activation::Relu => step(x > T::zero() || x.is_nan()),
+            Activation::Relu6 => step(x > T::zero() && x < constant(6.0)),
+            Activation::Silu => sigmoid * (T::one() + x * (T::one() - sigmoid)),
+            Activation::Sigmoid => sigmoid * (T::one() - sigmoid),
+            Activation::HardSwish if x.abs() < three => x / three + constant(0.5),
+            Activation::HardSwish => step(x > T::zero() || x.is_nan()),
+            Activation::HardSigmoid => step(x.abs() < three) / constant(6.0),
+        }
+    }
+
     /// Lower-case name for listings.
     pub const fn name(self) -> &'static str {
         match self {
@@ -47,5 +66,36 @@ impl Activation {
             Activation::HardSwish => "hardswish",
             Activation::HardSigmoid => "hardsigmoid",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derivatives_at_kinks_and_beyond_are_pytorchs() {
+        let at = [-3.0, 3.0, 0.0, 6.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -4.0, 7.0, 1.0];
+        let cases = [
+            (Activation::Relu, [0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0]),
+            (Activation::Relu6, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]),
+            (Activation::HardSwish, [0.0, 1.0, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 5.0 / 6.0]),
+            (Activation::HardSigmoid, [0.0, 0.0, 1.0 / 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0 / 6.0]),
+        ];
+        for (function, expected) in cases {
+            let found = at.map(|x| function.derivative(x));
+            let same = found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-15);
+            assert!(same, "{}: {found:?}, expected {expected:?}", function.name());
+        }
+        // torch.nn.functional.silu, torch.sigmoid
+        for (function, x, expected) in [
+            (Activation::Silu, -3.0, -0.08810410601516962),
+            (Activation::Silu, 1.0, 0.9276705118714869),
+            (Activation::Sigmoid, -3.0, 0.04517665973091214),
+            (Activation::Sigmoid, 7.0, 0.000910221180121784),
+        ] {
+            assert!((function.derivative(x) - expected).abs() < 1e-15, "{} at {x}", function.name());
+        }
+        assert!(Activation::Silu.derivative(f64::NAN).is_nan() && Activation::Sigmoid.derivative(f32::NAN).is_nan());
     }
 }

@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("random", &[]),
     ("simd", &["activation"]),
     ("tensor", &["error", "shape"]),
-    ("kernels", &["activation", "shape", "simd", "tensor"]),
+    ("kernels", &["activation", "random", "shape", "simd", "tensor"]),
     ("graph", &["activation", "error", "shape", "tensor"]),
     ("layers", &["activation", "error", "graph", "shape", "tensor"]),
     ("models", &["activation", "error", "graph", "layers", "shape", "tensor"]),

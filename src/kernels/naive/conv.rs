@@ -2,6 +2,7 @@
 
 use super::{Nchw, Real, outputs_on_input};
 use crate::shape::{Placed, Window};
+use std::ops::Range;
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,23 +66,30 @@ pub fn conv2d<T: Real>(x: &[T], input: Nchw, weight: &[T], bias: Option<&[T]>, c
 
 /// Adds one input channel, seen through the window with the given weights, to one output channel.
 fn correlate<T: Real>(plane: &mut [T], source: &[T], taps: &[T], conv: &ConvShape) {
+    for (t, &weight) in taps.iter().enumerate() {
+        for_each_row(conv, t, |outputs, first| {
+            axpy(&mut plane[outputs], weight, &source[first..], conv.window.stride[1])
+        });
+    }
+}
+
+/// Calls `each(outputs, first)` for every row of outputs of which tap `t` falls on the input: output `outputs.start + k`
+/// reads input pixel `first + k · horizontal stride`; all are indices into one channel.
+pub(super) fn for_each_row(conv: &ConvShape, t: usize, mut each: impl FnMut(Range<usize>, usize)) {
     let (window, placed) = (&conv.window, &conv.placed);
     if window.is_pointwise() {
-        return axpy(plane, taps[0], source, 1);
+        return each(0..placed.output[0] * placed.output[1], 0);
     }
-    let [_, kw] = window.kernel;
-    for (t, &weight) in taps.iter().enumerate() {
-        let (ty, tx) = (t / kw, t % kw);
-        let columns = outputs_on_input(window, placed, 1, tx);
-        if columns.is_empty() {
-            continue;
-        }
-        let first = columns.start * window.stride[1] + tx * window.dilation[1] - placed.before[1];
-        for oy in outputs_on_input(window, placed, 0, ty) {
-            let iy = oy * window.stride[0] + ty * window.dilation[0] - placed.before[0];
-            let row = &mut plane[oy * placed.output[1]..][columns.clone()];
-            axpy(row, weight, &source[iy * placed.input[1] + first..], window.stride[1]);
-        }
+    let (ty, tx) = (t / window.kernel[1], t % window.kernel[1]);
+    let columns = outputs_on_input(window, placed, 1, tx);
+    if columns.is_empty() {
+        return;
+    }
+    let first = columns.start * window.stride[1] + tx * window.dilation[1] - placed.before[1];
+    for oy in outputs_on_input(window, placed, 0, ty) {
+        let iy = oy * window.stride[0] + ty * window.dilation[0] - placed.before[0];
+        let row = oy * placed.output[1];
+        each(row + columns.start..row + columns.end, iy * placed.input[1] + first);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Deformable convolution (Dai et al. 2017, arXiv:1703.06211; with modulation: Zhu et al. 2018, arXiv:1811.11168).
 
 use super::{ConvShape, Nchw, Real};
+use std::ops::Range;
 
 /// Where a deformable convolution samples, learned per output pixel.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +42,8 @@ pub fn deform_conv2d<T: Real>(
     let mut y = vec![T::zero(); output.len()];
     let mut columns = vec![T::zero(); input.c * taps * output.plane()];
     for n in 0..input.n {
-        sample_columns(&mut columns, x, input, sampling, (n, conv));
+        let samples = Samples { image: n, input, sampling, conv };
+        samples.read(x, &mut columns);
         for o in 0..conv.out_channels {
             let plane = &mut y[output.channel(n, o)];
             plane.fill(bias.map_or(T::zero(), |b| b[o]));
@@ -55,56 +57,101 @@ pub fn deform_conv2d<T: Real>(
     y
 }
 
-/// Fills `columns [C · taps, Ho · Wo]` with what each tap of each channel reads in image `n`.
-fn sample_columns<T: Real>(
-    columns: &mut [T],
-    x: &[T],
-    input: Nchw,
-    sampling: Sampling<'_, T>,
-    (n, conv): (usize, &ConvShape),
-) {
-    let (window, placed, taps) = (&conv.window, &conv.placed, conv.window.taps());
-    let output = conv.output(input);
-    let (shifts, masks) =
-        (output.with_channels(2 * sampling.groups * taps), output.with_channels(sampling.groups * taps));
-    let start = |o: usize, tap: usize, axis: usize| {
-        T::of((o * window.stride[axis] + tap * window.dilation[axis]) as f64 - placed.before[axis] as f64)
-    };
-    for (row, column) in columns.chunks_exact_mut(output.plane()).enumerate() {
-        let (c, tap) = (row / taps, row % taps);
-        let steered = c / (input.c / sampling.groups) * taps + tap;
-        let dy = &sampling.offset[shifts.channel(n, 2 * steered)];
-        let dx = &sampling.offset[shifts.channel(n, 2 * steered + 1)];
-        let source = &x[input.channel(n, c)];
-        for (pixel, slot) in column.iter_mut().enumerate() {
-            let (oy, ox) = (pixel / output.w, pixel % output.w);
-            let y = start(oy, tap / window.kernel[1], 0) + dy[pixel];
-            let x = start(ox, tap % window.kernel[1], 1) + dx[pixel];
-            *slot = bilinear(source, input.size(), y, x);
-        }
-        if let Some(mask) = sampling.mask {
-            column.iter_mut().zip(&mask[masks.channel(n, steered)]).for_each(|(slot, &m)| *slot *= m);
+/// What the taps of a deformable convolution read in one image: row `c · taps + tap`, then one sample per output pixel.
+pub(super) struct Samples<'a, T> {
+    pub(super) image: usize,
+    pub(super) input: Nchw,
+    pub(super) sampling: Sampling<'a, T>,
+    pub(super) conv: &'a ConvShape,
+}
+
+impl<T: Real> Samples<'_, T> {
+    /// The row of offsets and masks that steers `row`.
+    pub(super) fn steered(&self, row: usize) -> usize {
+        let taps = self.conv.window.taps();
+        row / taps / (self.input.c / self.sampling.groups) * taps + row % taps
+    }
+
+    /// Where in the offsets the vertical (0) or horizontal (1) shifts of `row` are.
+    pub(super) fn shifts(&self, row: usize, axis: usize) -> Range<usize> {
+        let (output, taps) = (self.conv.output(self.input), self.conv.window.taps());
+        output.with_channels(2 * self.sampling.groups * taps).channel(self.image, 2 * self.steered(row) + axis)
+    }
+
+    /// Where in the mask the factors of `row` are.
+    pub(super) fn factors(&self, row: usize) -> Range<usize> {
+        let (output, taps) = (self.conv.output(self.input), self.conv.window.taps());
+        output.with_channels(self.sampling.groups * taps).channel(self.image, self.steered(row))
+    }
+
+    /// The input channel of `row`.
+    pub(super) fn source(&self, row: usize) -> Range<usize> {
+        self.input.channel(self.image, row / self.conv.window.taps())
+    }
+
+    /// Row and column that each sample of `row` is taken at.
+    pub(super) fn places(&self, row: usize) -> impl Iterator<Item = [T; 2]> {
+        let (window, placed, tap) = (self.conv.window, self.conv.placed, row % self.conv.window.taps());
+        let start = move |o: usize, tap: usize, axis: usize| {
+            T::of((o * window.stride[axis] + tap * window.dilation[axis]) as f64 - placed.before[axis] as f64)
+        };
+        let shift = |axis| self.sampling.offset[self.shifts(row, axis)].iter();
+        shift(0).zip(shift(1)).enumerate().map(move |(pixel, (&dy, &dx))| {
+            let (oy, ox) = (pixel / placed.output[1], pixel % placed.output[1]);
+            [start(oy, tap / window.kernel[1], 0) + dy, start(ox, tap % window.kernel[1], 1) + dx]
+        })
+    }
+
+    /// Fills `columns [C · taps, Ho · Wo]` with what the convolution multiplies by its weights.
+    pub(super) fn read(&self, x: &[T], columns: &mut [T]) {
+        for (row, column) in columns.chunks_exact_mut(self.conv.output(self.input).plane()).enumerate() {
+            let source = &x[self.source(row)];
+            for (slot, place) in column.iter_mut().zip(self.places(row)) {
+                *slot = bilinear(source, self.input.size(), place);
+            }
+            if let Some(mask) = self.sampling.mask {
+                column.iter_mut().zip(&mask[self.factors(row)]).for_each(|(slot, &m)| *slot *= m);
+            }
         }
     }
 }
 
 /// The image at a fractional position; see [`deform_conv2d`] for the border.
-fn bilinear<T: Real>(image: &[T], [h, w]: [usize; 2], y: T, x: T) -> T {
+pub(super) fn bilinear<T: Real>(image: &[T], [h, w]: [usize; 2], [y, x]: [T; 2]) -> T {
     let inside = |at: T, extent: usize| at > -T::one() && at < T::of(extent as f64);
     if !(inside(y, h) && inside(x, w)) {
         return T::zero(); // NaN arrives here too
     }
-    let (top, left) = (y.floor(), x.floor());
-    let (below, right) = (y - top, x - left);
-    let pixel = |row: T, column: T| match (row.to_usize(), column.to_usize()) {
-        (Some(r), Some(c)) if row >= T::zero() && column >= T::zero() && r < h && c < w => image[r * w + c],
-        _ => T::zero(),
-    };
-    let one = T::one();
-    (one - below) * (one - right) * pixel(top, left)
-        + (one - below) * right * pixel(top, left + one)
-        + below * (one - right) * pixel(top + one, left)
-        + below * right * pixel(top + one, left + one)
+    let corners = Corners::around([h, w], [y, x]);
+    let read = |corner: usize| corners.pixel[corner].map_or(T::zero(), |i| image[i]);
+    corners.weights().into_iter().enumerate().map(|(corner, weight)| weight * read(corner)).sum()
+}
+
+/// The four pixels around a position, the upper before the lower, the left before the right.
+pub(super) struct Corners<T> {
+    /// Their indices, if they lie on the image.
+    pub(super) pixel: [Option<usize>; 4],
+    /// How far the position lies below and to the right of the first.
+    pub(super) past: [T; 2],
+}
+
+impl<T: Real> Corners<T> {
+    pub(super) fn around([h, w]: [usize; 2], place: [T; 2]) -> Self {
+        let first = place.map(T::floor);
+        let pixel = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]].map(|[down, right]| {
+            let (row, column) = (first[0] + T::of(down), first[1] + T::of(right));
+            match (row.to_usize(), column.to_usize()) {
+                (Some(r), Some(c)) if row >= T::zero() && column >= T::zero() && r < h && c < w => Some(r * w + c),
+                _ => None,
+            }
+        });
+        Corners { pixel, past: [place[0] - first[0], place[1] - first[1]] }
+    }
+
+    pub(super) fn weights(&self) -> [T; 4] {
+        let ([below, right], one) = (self.past, T::one());
+        [(one - below) * (one - right), (one - below) * right, below * (one - right), below * right]
+    }
 }
 
 #[cfg(test)]
@@ -182,7 +229,7 @@ mod tests {
         for (y, x, expected) in
             [(0.0, -0.75, 1.0), (0.0, -1.0, 0.0), (0.5, 0.5, 3.0), (0.0, 1.75, 2.0), (0.0, 2.0, 0.0)]
         {
-            assert_eq!(bilinear(&image, [1, 2], y, x), expected, "at ({y}, {x})");
+            assert_eq!(bilinear(&image, [1, 2], [y, x]), expected, "at ({y}, {x})");
         }
     }
 }

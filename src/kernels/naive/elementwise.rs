@@ -2,6 +2,7 @@
 
 use super::{Nchw, Real};
 use crate::activation::Activation;
+use crate::random::Stream;
 use std::ops::Range;
 
 /// The function, applied to every element.
@@ -24,6 +25,29 @@ pub fn multiply<T: Real>(a: &[T], shape: Nchw, b: &[T]) -> Vec<T> {
     let repeat = if b.len() == a.len() { 1 } else { shape.plane() };
     assert_eq!(b.len() * repeat, a.len(), "factors of the shape of {shape:?}, or one per channel");
     a.iter().enumerate().map(|(i, &v)| v * b[i / repeat]).collect()
+}
+
+/// Dropout: element `i` becomes 0 where the `i`-th number of `noise` is below `p`, and is divided by `1 − p` elsewhere.
+/// The same function takes the output's gradient to the input's.
+///
+/// # Shapes
+/// Any, unchanged; elements count in NCHW order.
+pub fn dropout<T: Real>(x: &[T], p: f64, noise: Stream) -> Vec<T> {
+    let scale = T::of(1.0 / (1.0 - p));
+    x.iter().zip(0..).map(|(&v, i)| if noise.uniform(i) < p { T::zero() } else { v * scale }).collect()
+}
+
+/// Stochastic depth: image `n` becomes 0 where the `n`-th number of `noise` is below `p`, and is divided by `1 − p`
+/// elsewhere; `torchvision.ops.stochastic_depth` in its mode `row`. The same function takes the output's gradient to the
+/// input's.
+///
+/// # Shapes
+/// `[N, C, H, W]` to the same.
+pub fn stochastic_depth<T: Real>(x: &[T], shape: Nchw, p: f64, noise: Stream) -> Vec<T> {
+    shape.assert_holds(x);
+    let factors = dropout(&vec![T::one(); shape.n], p, noise);
+    let image = shape.c * shape.plane();
+    x.iter().enumerate().map(|(i, &v)| v * factors[i / image]).collect()
 }
 
 /// e^x, normalised over the channels of each pixel: `y[c] = e^(x[c] − max) / Σ e^(x[j] − max)`.

@@ -9,6 +9,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod backward;
+
 mod conv;
 mod deform;
 mod elementwise;
@@ -17,8 +19,10 @@ mod pool;
 
 pub use conv::{ConvShape, conv2d, linear};
 pub use deform::{Sampling, deform_conv2d};
-pub use elementwise::{activation, add, channel_pad, channel_slice, concat, multiply, softmax};
-pub use norm::{BatchNorm, LocalResponse, batch_norm, local_response_norm};
+pub use elementwise::{
+    activation, add, channel_pad, channel_slice, concat, dropout, multiply, softmax, stochastic_depth,
+};
+pub use norm::{BatchNorm, LocalResponse, batch_norm, batch_statistics, local_response_norm};
 pub use pool::{adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool};
 
 use crate::shape::{Placed, Window};
@@ -135,6 +139,36 @@ pub(crate) mod testing {
     /// tests were made with.
     pub(crate) fn ramp<T: Real>(len: usize, step: usize, modulus: usize, scale: f64) -> Vec<T> {
         (0..len).map(|i| T::of(((i * step % modulus) as f64 - (modulus / 2) as f64) / scale)).collect()
+    }
+
+    /// `len` values in ±1 without pattern or ties: a fair place to differentiate at.
+    pub(crate) fn scatter(len: usize, seed: u64) -> Vec<f64> {
+        let stream = crate::random::Stream::new(seed);
+        (0..len as u64).map(|i| 2.0 * stream.uniform(i) - 1.0).collect()
+    }
+
+    /// Fails unless `found` is the gradient at `at` of the sum of `f`'s values times `dy`, by differences over four points
+    /// (error of the order of the step's fourth power), to 1e-8 of the largest component.
+    #[track_caller]
+    pub(crate) fn assert_gradient(found: &[f64], at: &[f64], dy: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) {
+        const STEP: f64 = 1e-4;
+        assert_eq!(found.len(), at.len(), "one component per value");
+        let loss = |i: usize, step: f64| -> f64 {
+            let mut moved = at.to_vec();
+            moved[i] += step;
+            let y = f(&moved);
+            assert_eq!(y.len(), dy.len(), "one factor per output");
+            y.iter().zip(dy).map(|(y, d)| y * d).sum()
+        };
+        let difference = |i: usize| {
+            (8.0 * (loss(i, STEP) - loss(i, -STEP)) - (loss(i, 2.0 * STEP) - loss(i, -2.0 * STEP))) / (12.0 * STEP)
+        };
+        let expected: Vec<f64> = (0..at.len()).map(difference).collect();
+        let most = expected.iter().fold(0.0, |most: f64, e| most.max(e.abs()));
+        assert!(most > 0.0, "a gradient of zeros tests nothing");
+        for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+            assert!((f - e).abs() <= 1e-8 * most, "component {i}: {f}, by differences {e}");
+        }
     }
 
     /// Fails unless both slices are equal up to `tolerance`, NaN matching NaN.

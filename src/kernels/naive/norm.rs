@@ -1,13 +1,14 @@
-//! Batch normalisation as evaluation sees it, and local response normalisation.
+//! Batch normalisation and local response normalisation.
 
 use super::{Nchw, Real};
+use std::ops::Range;
 
 /// The per-channel numbers of a batch norm, each `[C]`.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchNorm<'a, T> {
-    /// Running mean.
+    /// Mean.
     pub mean: &'a [T],
-    /// Running variance.
+    /// Variance.
     pub variance: &'a [T],
     /// Learned factor γ and summand β; 1 and 0 if absent.
     pub affine: Option<(&'a [T], &'a [T])>,
@@ -15,7 +16,8 @@ pub struct BatchNorm<'a, T> {
     pub epsilon: f64,
 }
 
-/// Batch normalisation with running statistics (Ioffe and Szegedy 2015, arXiv:1502.03167):
+/// Batch normalisation by given statistics, running ones or those of [`batch_statistics`] (Ioffe and Szegedy 2015,
+/// arXiv:1502.03167):
 /// `y = (x − mean) / √(variance + ε) · γ + β`, per channel.
 ///
 /// # Shapes
@@ -38,6 +40,20 @@ pub fn batch_norm<T: Real>(x: &[T], input: Nchw, norm: BatchNorm<'_, T>) -> Vec<
     y
 }
 
+/// Mean and biased variance `Σ(x − mean)² / (N·H·W)` of each channel, over images and pixels: what a batch norm
+/// normalises by in training.
+///
+/// # Shapes
+/// `[N, C, H, W]` to twice `[C]`.
+pub fn batch_statistics<T: Real>(x: &[T], input: Nchw) -> [Vec<T>; 2] {
+    input.assert_holds(x);
+    let count = T::of((input.n * input.plane()) as f64);
+    let values = |c: usize| (0..input.n).flat_map(move |n| input.channel(n, c)).map(|i| x[i]);
+    let mean: Vec<T> = (0..input.c).map(|c| values(c).sum::<T>() / count).collect();
+    let variance = (0..input.c).map(|c| values(c).map(|v| (v - mean[c]).powi(2)).sum::<T>() / count).collect();
+    [mean, variance]
+}
+
 /// The settings of a local response norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LocalResponse {
@@ -49,6 +65,13 @@ pub struct LocalResponse {
     pub beta: f64,
     /// k, the summand that keeps the denominator away from zero.
     pub k: f64,
+}
+
+impl LocalResponse {
+    /// The channels that count for channel `c` of `channels`.
+    pub(super) fn window(&self, c: usize, channels: usize) -> Range<usize> {
+        c.saturating_sub(self.size / 2)..(c + (self.size - 1) / 2 + 1).min(channels)
+    }
 }
 
 /// Local response normalisation across channels (Krizhevsky et al. 2012), `torch.nn.functional.local_response_norm`:
@@ -63,7 +86,7 @@ pub fn local_response_norm<T: Real>(x: &[T], input: Nchw, norm: LocalResponse) -
     let mut y = vec![T::zero(); x.len()];
     for n in 0..input.n {
         for c in 0..input.c {
-            let window = c.saturating_sub(norm.size / 2)..(c + (norm.size - 1) / 2 + 1).min(input.c);
+            let window = norm.window(c, input.c);
             for (pixel, i) in input.channel(n, c).enumerate() {
                 let squares: T = window.clone().map(|j| x[input.channel(n, j)][pixel]).map(|v| v * v).sum();
                 y[i] = x[i] / (k + scale * squares).powf(beta);

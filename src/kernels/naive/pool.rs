@@ -6,7 +6,12 @@ use std::ops::Range;
 
 /// The larger of the two, NaN if either is.
 fn larger<T: Real>(a: T, b: T) -> T {
-    if b > a || b.is_nan() { b } else { a }
+    if replaces(b, a) { b } else { a }
+}
+
+/// Whether a maximum search moves on from `best` to `next`: the first of equals stays, the last NaN wins.
+pub(super) fn replaces<T: Real>(next: T, best: T) -> bool {
+    next > best || next.is_nan()
 }
 
 /// Maximum over each window, `torch.nn.functional.max_pool2d`. The padding is −∞, a window with a NaN gives NaN.
@@ -24,14 +29,19 @@ pub fn max_pool<T: Real>(x: &[T], input: Nchw, window: &Window, placed: &Placed)
 /// `[N, C, H, W]` to `[N, C, Ho, Wo]`.
 pub fn avg_pool<T: Real>(x: &[T], input: Nchw, window: &Window, placed: &Placed, count_include_pad: bool) -> Vec<T> {
     let mut y = windowed(x, input, (window, placed), T::zero(), |sum, v| sum + v);
-    let counts: [Vec<usize>; 2] = [0, 1]
-        .map(|axis| (0..placed.output[axis]).map(|o| count(window, placed, (axis, o), count_include_pad)).collect());
-    for (i, y) in y.iter_mut().enumerate() {
-        let pixel = i % (placed.output[0] * placed.output[1]);
-        let taps = counts[0][pixel / placed.output[1]] * counts[1][pixel % placed.output[1]];
-        *y = if taps == 0 { T::zero() } else { *y / T::of(taps as f64) };
+    let taps: Vec<T> = divisors(window, placed, count_include_pad);
+    for plane in y.chunks_exact_mut(taps.len()) {
+        plane.iter_mut().zip(&taps).for_each(|(y, &taps)| *y /= taps);
     }
     y
+}
+
+/// What the mean of each output pixel divides by. A window without taps is empty: its sum is 0, and so is 0 / 1.
+pub(super) fn divisors<T: Real>(window: &Window, placed: &Placed, include_pad: bool) -> Vec<T> {
+    let [rows, columns] = [0, 1].map(|axis| {
+        (0..placed.output[axis]).map(|o| count(window, placed, (axis, o), include_pad)).collect::<Vec<_>>()
+    });
+    rows.iter().flat_map(|r| columns.iter().map(move |c| T::of((r * c).max(1) as f64))).collect()
 }
 
 /// Taps of window `o` along `axis` that the mean divides by.
@@ -99,20 +109,21 @@ fn adaptive<T: Real>(
 ) -> Vec<T> {
     input.assert_holds(x);
     assert!(input.plane() > 0, "an image without pixels has no mean");
+    let regions = regions(input, size);
+    let planes = x.chunks_exact(input.plane());
+    planes.flat_map(|plane| regions.iter().map(|r| reduce(&mut r.iter().map(|&i| plane[i])))).collect()
+}
+
+/// The pixels of one channel under each output of an adaptive pool.
+pub(super) fn regions(input: Nchw, size: [usize; 2]) -> Vec<Vec<usize>> {
     let region = |o: usize, extent: usize, outputs: usize| -> Range<usize> {
         o * extent / outputs..((o + 1) * extent).div_ceil(outputs)
     };
-    let mut y = Vec::with_capacity(input.with_size(size).len());
-    for source in x.chunks_exact(input.plane()) {
-        for oy in 0..size[0] {
-            for ox in 0..size[1] {
-                let columns = region(ox, input.w, size[1]);
-                let rows = region(oy, input.h, size[0]);
-                y.push(reduce(&mut rows.flat_map(|r| source[r * input.w..][columns.clone()].iter().copied())));
-            }
-        }
-    }
-    y
+    let pixels = |oy, ox| {
+        let columns = region(ox, input.w, size[1]);
+        region(oy, input.h, size[0]).flat_map(|r| columns.clone().map(move |c| r * input.w + c)).collect()
+    };
+    (0..size[0]).flat_map(|oy| (0..size[1]).map(move |ox| (oy, ox))).map(|(oy, ox)| pixels(oy, ox)).collect()
 }
 
 #[cfg(test)]
