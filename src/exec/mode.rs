@@ -124,6 +124,14 @@ impl TrainOptions {
     }
 }
 
+/// Refuses to normalise a channel by itself: `place` is the batch norm, `shape` the `[n, c, h, w]` it reads.
+pub(super) fn check_batch(place: &str, [n, _, h, w]: [usize; 4]) -> Result<()> {
+    match n * h * w {
+        1 => Err(Error::mismatch(place, "values per channel to normalise in training", "at least 2", 1)),
+        _ => Ok(()),
+    }
+}
+
 /// Whether `prefix` is `name` or a scope around it.
 fn covers(prefix: &str, name: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.') || prefix.is_empty())

@@ -1,4 +1,10 @@
-//! The reference executor: one node at a time, naively, in `f32` or `f64`. The definition of correct.
+//! The reference executor: one node at a time, naively, in `f32` or `f64`. The definition of correct, for evaluation
+//! ([`evaluate`]) and for training ([`train_step`]).
+
+mod backward;
+mod train;
+
+pub use train::{TrainStep, Trained, train_step};
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeDef, NodeId, Op, ParamId, Params};
@@ -20,10 +26,7 @@ pub struct Value<T> {
 /// `T` is the precision of every intermediate and every sum; weights are converted from `f32`. Values are freed when
 /// their last reader has run.
 pub fn evaluate<T: Real>(graph: &Graph, params: &Params, input: &Tensor, wanted: &[NodeId]) -> Result<Vec<Value<T>>> {
-    let &[n, c, h, w] = input.shape() else {
-        return Err(Error::mismatch("input", "rank", "4 (n, c, h, w)", format!("{:?}", input.shape())));
-    };
-    let shapes = graph.shapes_for([n, c, h, w], wanted.iter().copied())?;
+    let shapes = graph.shapes_for(batch_shape(input)?, wanted.iter().copied())?;
     let live = graph.reachable(wanted.iter().copied());
     let mut readers = vec![0usize; shapes.len()];
     let needed = graph.nodes().iter().zip(&live).filter(|(_, live)| **live);
@@ -32,11 +35,9 @@ pub fn evaluate<T: Real>(graph: &Graph, params: &Params, input: &Tensor, wanted:
     let mut values: Vec<Option<Value<T>>> = vec![None; shapes.len()];
     for (i, node) in graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]) {
         let data = if i == 0 {
-            input.as_slice().iter().map(|&v| T::of(v.into())).collect()
+            cast(input.as_slice())
         } else {
-            let inputs: Vec<&Value<T>> =
-                node.inputs.iter().map(|id| values[id.index()].as_ref().expect("inputs come before users")).collect();
-            Evaluation { node, inputs, output: shapes[i], params }.compute()?
+            Evaluation { node, inputs: inputs(node, &values), output: shapes[i], params }.compute()?
         };
         values[i] = Some(Value { shape: shapes[i], data });
         for id in &node.inputs {
@@ -47,6 +48,21 @@ pub fn evaluate<T: Real>(graph: &Graph, params: &Params, input: &Tensor, wanted:
         }
     }
     Ok(wanted.iter().map(|id| values[id.index()].clone().expect("wanted values are kept")).collect())
+}
+
+/// The shape of a batch of images.
+fn batch_shape(images: &Tensor) -> Result<[usize; 4]> {
+    let shape = images.shape();
+    shape.try_into().map_err(|_| Error::mismatch("input", "rank", "4 (n, c, h, w)", format!("{shape:?}")))
+}
+
+/// The values a node reads.
+fn inputs<'a, T>(node: &NodeDef, values: &'a [Option<Value<T>>]) -> Vec<&'a Value<T>> {
+    node.inputs.iter().map(|id| values[id.index()].as_ref().expect("inputs come before users")).collect()
+}
+
+fn cast<T: Real>(values: &[f32]) -> Vec<T> {
+    values.iter().map(|&v| T::of(v.into())).collect()
 }
 
 /// One node about to be computed.
@@ -76,17 +92,9 @@ impl<T: Real> Evaluation<'_, T> {
             Op::Linear { weight, bias } => {
                 naive::linear(x, &self.param(*weight), self.bias(*bias).as_deref(), self.output[1])
             }
-            Op::BatchNorm { scale, shift, mean, var, eps, .. } => {
-                let constant = |v: f64| vec![T::of(v); input.c];
-                let gamma = self.bias(*scale).unwrap_or_else(|| constant(1.0));
-                let beta = self.bias(*shift).unwrap_or_else(|| constant(0.0));
-                let (mean, variance) = (&self.param(*mean), &self.param(*var));
-                let affine = Some((gamma.as_slice(), beta.as_slice()));
-                naive::batch_norm(x, input, naive::BatchNorm { mean, variance, affine, epsilon: f64::from(*eps) })
-            }
+            Op::BatchNorm { mean, var, .. } => self.normalise(&self.param(*mean), &self.param(*var)),
             Op::LocalResponseNorm { size, alpha, beta, k } => {
-                let [alpha, beta, k] = [*alpha, *beta, *k].map(f64::from);
-                naive::local_response_norm(x, input, naive::LocalResponse { size: *size, alpha, beta, k })
+                naive::local_response_norm(x, input, local_response(*size, [*alpha, *beta, *k]))
             }
             Op::MaxPool { window } => naive::max_pool(x, input, window, &window.place(input.size(), &self.node.path)?),
             Op::AvgPool { window, count_include_pad } => {
@@ -108,6 +116,25 @@ impl<T: Real> Evaluation<'_, T> {
         })
     }
 
+    /// A batch norm's output by these statistics.
+    fn normalise(&self, mean: &[T], variance: &[T]) -> Vec<T> {
+        let [gamma, beta] = self.affine();
+        let norm = self.norm([mean, variance], [&gamma, &beta]);
+        naive::batch_norm(&self.inputs[0].data, Nchw::new(self.inputs[0].shape), norm)
+    }
+
+    /// A batch norm's γ and β, 1 and 0 where it has none.
+    fn affine(&self) -> [Vec<T>; 2] {
+        let Op::BatchNorm { scale, shift, .. } = self.node.op else { return [vec![], vec![]] };
+        [(scale, 1.0), (shift, 0.0)]
+            .map(|(id, otherwise)| self.bias(id).unwrap_or_else(|| vec![T::of(otherwise); self.output[1]]))
+    }
+
+    fn norm<'a>(&self, [mean, variance]: [&'a [T]; 2], [gamma, beta]: [&'a [T]; 2]) -> naive::BatchNorm<'a, T> {
+        let epsilon = if let Op::BatchNorm { eps, .. } = self.node.op { f64::from(eps) } else { 0.0 };
+        naive::BatchNorm { mean, variance, affine: Some((gamma, beta)), epsilon }
+    }
+
     fn conv(&self, window: &Window, groups: usize) -> Result<ConvShape> {
         let [_, _, h, w] = self.inputs[0].shape;
         let placed = window.place([h, w], &self.node.path)?;
@@ -115,10 +142,15 @@ impl<T: Real> Evaluation<'_, T> {
     }
 
     fn param(&self, id: ParamId) -> Vec<T> {
-        self.params.value(id).as_slice().iter().map(|&v| T::of(v.into())).collect()
+        cast(self.params.value(id).as_slice())
     }
 
     fn bias(&self, id: Option<ParamId>) -> Option<Vec<T>> {
         id.map(|id| self.param(id))
     }
+}
+
+fn local_response(size: usize, constants: [f32; 3]) -> naive::LocalResponse {
+    let [alpha, beta, k] = constants.map(f64::from);
+    naive::LocalResponse { size, alpha, beta, k }
 }
