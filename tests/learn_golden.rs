@@ -37,12 +37,12 @@ fn wide(tensor: &Tensor) -> impl Iterator<Item = f64> {
 #[test]
 fn ten_steps_of_each_optimiser_are_pytorchs() {
     let decay = 0.05;
-    let rules: [(&str, Box<dyn Fn(&[ParamDef]) -> Optimizer>); 5] = [
-        ("sgd", Box::new(move |defs| optimiser(Sgd { momentum: 0.0, decay, ..Sgd::default() }, defs))),
-        ("momentum", Box::new(move |defs| optimiser(Sgd { dampening: 0.3, decay, ..Sgd::default() }, defs))),
-        ("nesterov", Box::new(move |defs| optimiser(Sgd { nesterov: true, decay, ..Sgd::default() }, defs))),
-        ("adamw", Box::new(move |defs| optimiser(AdamW { decay, ..AdamW::default() }, defs))),
-        ("rmsprop_tf", Box::new(move |defs| optimiser(RmsPropTf { decay, ..RmsPropTf::default() }, defs))),
+    let rules: [(&str, Box<dyn Rule>); 5] = [
+        ("sgd", Sgd { momentum: 0.0, decay, ..Sgd::default() }.into()),
+        ("momentum", Sgd { dampening: 0.3, decay, ..Sgd::default() }.into()),
+        ("nesterov", Sgd { nesterov: true, decay, ..Sgd::default() }.into()),
+        ("adamw", AdamW { decay, ..AdamW::default() }.into()),
+        ("rmsprop_tf", RmsPropTf { decay, ..RmsPropTf::default() }.into()),
     ];
     let def = |name: &str, shape: &[usize], kind| ParamDef {
         name: name.to_owned(),
@@ -53,11 +53,11 @@ fn ten_steps_of_each_optimiser_are_pytorchs() {
     };
     let defs = [def("weight", &[3, 4], ParamKind::Weight), def("bias", &[3], ParamKind::Bias)];
     let golden = golden();
-    for (name, make) in rules {
+    for (name, rule) in rules {
         let mut params = Params::blank(&defs);
         params.set("weight", pattern(&[3, 4], 1)).unwrap();
         params.set("bias", pattern(&[3], 2)).unwrap();
-        let mut optimizer = make(&defs);
+        let mut optimizer = Optimizer::new(rule, &Groups::new().weights_decay_alone(), &defs).unwrap();
         let steps = golden["optimisers"][name].as_array().unwrap();
         assert_eq!(steps.len(), 10);
         for (step, wanted) in steps.iter().enumerate() {
@@ -75,10 +75,6 @@ fn ten_steps_of_each_optimiser_are_pytorchs() {
             }
         }
     }
-}
-
-fn optimiser(rule: impl Rule + 'static, defs: &[ParamDef]) -> Optimizer {
-    Optimizer::new(rule, &Groups::new().weights_decay_alone(), defs).unwrap()
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl GradientSum {
 
     /// Adds `gradients` times `weight`, which must be over 0: the number of images behind them.
     pub fn add(&mut self, gradients: &Gradients, weight: f64) -> Result<()> {
-        if !(weight > 0.0) {
+        if weight.is_nan() || weight <= 0.0 {
             return Err(Error::mismatch("gradients", "weight", "over 0", weight));
         }
         for index in 0..self.sums.len() {
@@ -132,7 +132,7 @@ impl GradientSum {
             None => return Ok(norm),
             Some(Clip::Norm(bound) | Clip::Value(bound)) => bound,
         };
-        if !(bound > 0.0) {
+        if bound.is_nan() || bound <= 0.0 {
             return Err(Error::mismatch("clip", "bound", "over 0", bound));
         }
         match clip {

@@ -182,9 +182,9 @@ fn class_weights(at: &str, what: &'static str, weights: &Option<Vec<f32>>, class
 
 fn log_softmax(row: &[f32], logs: &mut [f64]) {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
-    let log = total.ln();
-    logs.iter_mut().zip(row).for_each(|(to, &x)| *to = f64::from(x) - f64::from(max) - log);
+    logs.iter_mut().zip(row).for_each(|(to, &x)| *to = f64::from(x) - f64::from(max));
+    let log = logs.iter().map(|x| x.exp()).sum::<f64>().ln();
+    logs.iter_mut().for_each(|x| *x -= log);
 }
 
 #[cfg(test)]

@@ -52,6 +52,12 @@ pub trait Rule: std::fmt::Debug + Send + Sync {
     }
 }
 
+impl<R: Rule + 'static> From<R> for Box<dyn Rule> {
+    fn from(rule: R) -> Self {
+        Box::new(rule)
+    }
+}
+
 /// Stochastic gradient descent with momentum, in PyTorch's form: `g ← g + decay·w`, `v ← μ·v + (1 − dampening)·g` (the
 /// first time `v ← g`), `w ← w − rate·v`; with Nesterov's look ahead `w ← w − rate·(g + μ·v)`.
 ///
@@ -263,11 +269,8 @@ impl Optimizer {
     ///
     /// # Errors
     /// A constant of the rule that cannot work; a group that covers no parameter.
-    pub fn new(rule: impl Rule + 'static, groups: &Groups, defs: &[ParamDef]) -> Result<Self> {
-        Optimizer::boxed(Box::new(rule), groups, defs)
-    }
-
-    pub(super) fn boxed(rule: Box<dyn Rule>, groups: &Groups, defs: &[ParamDef]) -> Result<Self> {
+    pub fn new(rule: impl Into<Box<dyn Rule>>, groups: &Groups, defs: &[ParamDef]) -> Result<Self> {
+        let rule = rule.into();
         rule.check()?;
         let shares = groups.resolve(defs)?;
         let slots = rule.slots();
@@ -318,25 +321,40 @@ impl Optimizer {
     }
 
     /// How often each parameter was updated, in the drawing's order.
-    pub(super) fn updates(&self) -> impl Iterator<Item = u64> {
+    pub fn updates(&self) -> impl ExactSizeIterator<Item = u64> {
         self.memory.iter().map(|(updates, _)| *updates)
     }
 
-    pub(super) fn set_updates(&mut self, counts: &[u64]) {
-        self.memory.iter_mut().zip(counts).for_each(|((updates, _), count)| *updates = *count);
-    }
-
-    /// What is remembered: parameter index, slot and values.
-    pub(super) fn remembered(&self) -> impl Iterator<Item = (usize, &'static str, &Tensor)> {
-        let slots = &self.slots;
+    /// What is remembered: index of the parameter, name of the slot, values.
+    pub fn remembered(&self) -> impl Iterator<Item = (usize, &'static str, &Tensor)> {
         let memory = self.memory.iter().enumerate();
-        memory.flat_map(move |(i, (_, tensors))| slots.iter().zip(tensors).map(move |(s, t)| (i, s.name, t)))
+        memory.flat_map(|(i, (_, tensors))| self.slots.iter().zip(tensors).map(move |(s, t)| (i, s.name, t)))
     }
 
-    pub(super) fn remembered_mut(&mut self) -> impl Iterator<Item = (usize, &'static str, &mut Tensor)> {
-        let slots = &self.slots;
-        let memory = self.memory.iter_mut().enumerate();
-        memory.flat_map(move |(i, (_, tensors))| slots.iter().zip(tensors).map(move |(s, t)| (i, s.name, t)))
+    /// Takes up where another optimiser of the same kind left off: its [`Optimizer::updates`], and its
+    /// [`Optimizer::remembered`] values, asked for by index and slot.
+    ///
+    /// # Errors
+    /// Counts that are not one per parameter; what `values` cannot give; another shape. Nothing is changed then.
+    pub fn restore(&mut self, updates: &[u64], mut values: impl FnMut(usize, &str) -> Result<Tensor>) -> Result<()> {
+        if updates.len() != self.memory.len() {
+            return Err(Error::mismatch("optimiser", "counts of updates", self.memory.len(), updates.len()));
+        }
+        let mut memory = Vec::with_capacity(self.memory.len());
+        for (i, ((_, old), &count)) in self.memory.iter().zip(updates).enumerate() {
+            let mut tensors = Vec::with_capacity(old.len());
+            for (slot, old) in self.slots.iter().zip(old) {
+                let value = values(i, slot.name)?;
+                if value.shape() != old.shape() {
+                    let (expected, found) = (format!("{:?}", old.shape()), format!("{:?}", value.shape()));
+                    return Err(Error::mismatch(format!("{} of parameter {i}", slot.name), "shape", expected, found));
+                }
+                tensors.push(value);
+            }
+            memory.push((count, tensors));
+        }
+        self.memory = memory;
+        Ok(())
     }
 }
 
@@ -399,7 +417,7 @@ mod tests {
         ];
         for rule in bad {
             let text = format!("{rule:?}");
-            assert!(Optimizer::boxed(rule, &Groups::new(), &defs()).is_err(), "{text}");
+            assert!(Optimizer::new(rule, &Groups::new(), &defs()).is_err(), "{text}");
         }
     }
 }

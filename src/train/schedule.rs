@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(falls(Decay::Exponential { every: 2.0, factor: 0.25 }, &[0, 1, 2]), [1.0, 0.5, 0.25]);
         assert_eq!(falls(Decay::Cosine { steps: 4, floor: 0.5 }, &[0, 2, 4, 9]), [1.0, 0.75, 0.5, 0.5]);
         let one = Schedule::one_cycle(1.0, 100);
-        assert_eq!([one.rate(0), one.rate(29)], [0.04, 1.0]);
+        assert!((one.rate(0) - 0.04).abs() < 1e-12 && one.rate(29) == 1.0);
         assert!((one.rate(99) - 4e-6).abs() < 1e-12 && one.rate(500) == one.rate(99));
     }
 

@@ -357,3 +357,141 @@ impl Drop for Epoch {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vision::augment::ResizedCrop;
+    use crate::vision::data::PixelSet;
+
+    /// `count` images of 6×6, each of its own grey.
+    fn set(count: usize) -> PixelSet {
+        let pixels = (0..count * 36).map(|i| (i / 36 * 10) as u8).collect();
+        let labels = (0..count).map(|i| i as u8 % 3).collect();
+        PixelSet::new([6, 6], pixels, labels, ["a", "b", "c"].map(str::to_owned).to_vec()).unwrap()
+    }
+
+    fn plain() -> Preset {
+        Preset { scale: 1.0, mean: [0.0; 3], std: [1.0; 3], ..Preset::cifar10() }
+    }
+
+    fn everything(workers: usize) -> LoaderOptions {
+        LoaderOptions {
+            augment: vec![
+                Augment::PadCrop { padding: 2 },
+                Augment::Flip { p: 0.5 },
+                Augment::ResizedCrop(ResizedCrop::new([5, 5])),
+            ],
+            erase: Some(Erase::default()),
+            mix: Some(Mix { mixup: Some(0.2), cutmix: Some(1.0) }),
+            seed: 3,
+            workers,
+            prefetch: 3,
+            ..LoaderOptions::train(4, plain())
+        }
+    }
+
+    fn batches(loader: &Loader, epoch: u64, first: u64) -> Vec<Batch> {
+        loader.epoch(epoch, first).collect::<Result<_>>().unwrap()
+    }
+
+    #[test]
+    fn workers_change_nothing_and_an_epoch_can_be_entered_in_the_middle() {
+        let alone = Loader::new(Arc::new(set(22)), everything(0)).unwrap();
+        let whole = batches(&alone, 1, 0);
+        assert_eq!((whole.len() as u64, alone.batches()), (5, 5));
+        assert_ne!(whole, batches(&alone, 2, 0));
+        for workers in [1, 2, 5] {
+            let loader = Loader::new(Arc::new(set(22)), everything(workers)).unwrap();
+            assert_eq!(batches(&loader, 1, 0), whole);
+            assert_eq!(batches(&loader, 1, 3), whole[3..]);
+        }
+    }
+
+    #[test]
+    fn an_epoch_shows_every_image_once_shuffled_or_not() {
+        let test = Loader::new(Arc::new(set(10)), LoaderOptions::test(4, plain())).unwrap();
+        let labels = |batch: &Batch| (0..batch.len()).map(|i| batch.targets.class(i)).collect::<Vec<_>>();
+        let seen: Vec<usize> = batches(&test, 0, 0).iter().flat_map(labels).collect();
+        assert_eq!(seen, (0..10).map(|i| i % 3).collect::<Vec<_>>());
+        let options = LoaderOptions { keep_last: true, channels: Channels::Grey, ..LoaderOptions::train(4, plain()) };
+        let train = Loader::new(Arc::new(set(10)), options).unwrap();
+        let shown = batches(&train, 0, 0);
+        assert_eq!(shown[2].images.shape(), [2, 1, 6, 6]);
+        let mut greys: Vec<f32> = shown.iter().flat_map(|b| b.images.as_slice().iter().step_by(36)).copied().collect();
+        assert_ne!(greys, (0..10).map(|i| i as f32 * 10.0).collect::<Vec<_>>());
+        greys.sort_by(f32::total_cmp);
+        assert_eq!(greys, (0..10).map(|i| i as f32 * 10.0).collect::<Vec<_>>());
+    }
+
+    /// A set whose image 5 is damaged, or worse.
+    struct Faulty(PixelSet, fn() -> Result<Image>);
+
+    impl Dataset for Faulty {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn classes(&self) -> &[String] {
+            self.0.classes()
+        }
+
+        fn label(&self, index: usize) -> usize {
+            self.0.label(index)
+        }
+
+        fn image(&self, index: usize) -> Result<Image> {
+            if index == 5 { (self.1)() } else { self.0.image(index) }
+        }
+    }
+
+    #[test]
+    fn a_damaged_image_or_a_panic_ends_the_epoch_with_an_error_and_no_hang() {
+        for workers in [0, 1, 3] {
+            let faulty = Faulty(set(40), || Err(Error::format("cut.jpg", "cut short")));
+            let options = LoaderOptions { workers, ..LoaderOptions::test(2, plain()) };
+            let loader = Loader::new(Arc::new(faulty), options.clone()).unwrap();
+            let seen: Vec<Result<Batch>> = loader.epoch(0, 0).collect();
+            assert_eq!(seen.len(), 3);
+            assert!(seen[2].as_ref().unwrap_err().to_string().contains("cut.jpg"));
+            if workers > 0 {
+                let faulty = Faulty(set(40), || panic!("on purpose"));
+                let loader = Loader::new(Arc::new(faulty), options).unwrap();
+                let last = loader.epoch(0, 0).last().unwrap().unwrap_err().to_string();
+                assert!(last.contains("panicked"), "{last}");
+            }
+        }
+        let loader = Loader::new(Arc::new(set(40)), everything(2)).unwrap();
+        drop(loader.epoch(0, 0)); // unread, it neither hangs nor leaks its threads
+    }
+
+    #[test]
+    fn sets_and_settings_that_cannot_work_are_errors() {
+        struct Odd(PixelSet, usize);
+        impl Dataset for Odd {
+            fn len(&self) -> usize {
+                self.1
+            }
+            fn classes(&self) -> &[String] {
+                self.0.classes()
+            }
+            fn label(&self, index: usize) -> usize {
+                index
+            }
+            fn image(&self, index: usize) -> Result<Image> {
+                self.0.image(index)
+            }
+        }
+        let fails = |set: Odd, options: LoaderOptions| match Loader::new(Arc::new(set), options) {
+            Ok(_) => panic!("no error"),
+            Err(e) => e.to_string(),
+        };
+        let options = || LoaderOptions::test(2, plain());
+        assert!(fails(Odd(set(4), 0), options()).contains("empty"));
+        let error = fails(Odd(set(4), 4), options());
+        assert!(error.contains("sample 3") && error.contains("below 3"), "{error}");
+        assert!(fails(Odd(set(4), 3), LoaderOptions { batch: 0, ..options() }).contains("at least 1"));
+        let flip = vec![Augment::Flip { p: 2.0 }];
+        assert!(fails(Odd(set(4), 3), LoaderOptions { augment: flip, ..options() }).contains("Flip"));
+    }
+}

@@ -139,7 +139,8 @@ mod tests {
     #[test]
     fn each_change_is_pillows_to_the_bit() {
         let (pixels, golden) = cases();
-        let changes: [(&str, fn(&mut [u8], f64), [f64; 2]); 4] = [
+        type Change = fn(&mut [u8], f64);
+        let changes: [(&str, Change, [f64; 2]); 4] = [
             ("brightness", |p, f| brightness(p, f as f32), [0.6, 1.7]),
             ("contrast", |p, f| contrast(p, f as f32), [0.3, 1.4]),
             ("saturation", |p, f| saturation(p, f as f32), [0.0, 1.9]),
