@@ -4,8 +4,8 @@ use convzoo::Tensor;
 use convzoo::graph::{ParamDef, ParamKind, Params};
 use convzoo::tensor::Init;
 use convzoo::train::{
-    AdamW, BinaryCrossEntropy, CrossEntropy, Decay, GradientSum, Groups, Loss, Optimizer, RmsPropTf, Rule, Schedule, Sgd,
-    Targets,
+    AdamW, BinaryCrossEntropy, CrossEntropy, Decay, GradientSum, Groups, Loss, Optimizer, RmsPropTf, Rule, Schedule,
+    Sgd, Targets,
 };
 use serde_json::Value;
 

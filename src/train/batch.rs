@@ -95,8 +95,9 @@ impl Batch {
         self.targets.is_empty()
     }
 
-    /// The images' shape as a plan wants it, if it is one: four extents, as many images as targets, at least one.
-    pub(crate) fn shape(&self) -> Result<[usize; 4]> {
+    /// The shape of the images as a plan wants it. Fails unless it is `[n, c, h, w]` with as many images as targets, and at
+    /// least one.
+    pub fn shape(&self) -> Result<[usize; 4]> {
         let found = || format!("{:?}", self.images.shape());
         let shape = <[usize; 4]>::try_from(self.images.shape())
             .map_err(|_| Error::mismatch("batch", "shape of the images", "[n, c, h, w]", found()))?;

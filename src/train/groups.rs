@@ -109,8 +109,8 @@ impl Groups {
     /// The names of the parameters that are frozen, running statistics among them.
     pub fn frozen<'d>(&self, defs: &'d [ParamDef]) -> Vec<&'d str> {
         let frozen = |def: &&ParamDef| {
-            let rules = self.rules.iter().filter(|(scope, _)| covers(scope, &def.name));
-            let last = rules.filter(|(_, rule)| matches!(rule, Rule::Freeze | Rule::Thaw)).next_back();
+            let decides = |rule: &Rule| matches!(rule, Rule::Freeze | Rule::Thaw);
+            let last = self.rules.iter().rfind(|(scope, rule)| decides(rule) && covers(scope, &def.name));
             last.is_some_and(|(_, rule)| *rule == Rule::Freeze)
         };
         defs.iter().filter(frozen).map(|def| def.name.as_str()).collect()

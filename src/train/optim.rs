@@ -95,7 +95,10 @@ impl Rule for Sgd {
         within("sgd", "decay", self.decay, 0.0..=f32::MAX)?;
         if self.nesterov && (self.momentum == 0.0 || self.dampening != 0.0) {
             let problem = format!("momentum {} and dampening {}", self.momentum, self.dampening);
-            return Err(Error::invalid("sgd", format!("Nesterov's form needs momentum and no dampening, found {problem}")));
+            return Err(Error::invalid(
+                "sgd",
+                format!("Nesterov's form needs momentum and no dampening, found {problem}"),
+            ));
         }
         Ok(())
     }

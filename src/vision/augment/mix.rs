@@ -37,7 +37,13 @@ impl Mix {
             (None, None) => return Ok(batch),
             (Some(alpha), None) => (false, alpha),
             (None, Some(alpha)) => (true, alpha),
-            (Some(mixup), Some(cutmix)) => if heads { (true, cutmix) } else { (false, mixup) },
+            (Some(mixup), Some(cutmix)) => {
+                if heads {
+                    (true, cutmix)
+                } else {
+                    (false, mixup)
+                }
+            }
         };
         self.check()?;
         let shape = batch.shape()?;

@@ -55,7 +55,8 @@ fn read(folder: &Path, files: &[&str], label_bytes: usize, classes: Vec<String>)
         let fail = |problem| Error::format(path.display().to_string(), problem);
         if bytes.is_empty() || bytes.len() % record != 0 {
             let (whole, rest) = (bytes.len() / record, bytes.len() % record);
-            let problem = format!("{whole} records of {record} bytes and {rest} bytes more: cut short or another format");
+            let problem =
+                format!("{whole} records of {record} bytes and {rest} bytes more: cut short or another format");
             return Err(fail(problem));
         }
         for (i, bytes) in bytes.chunks_exact(record).enumerate() {
