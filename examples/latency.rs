@@ -162,7 +162,9 @@ fn worker(args: &Args, started: Instant) -> Result<()> {
     let file = args.reference.as_deref().unwrap_or(Path::new(""));
     let state = StateDict::read(file)?;
     let (input, wanted) = (tensor(&state, "input", file)?, tensor(&state, "logits", file)?);
-    let mut plan = model(args)?.plan_with(shape(&input)?, &options(args))?;
+    let network = models::build(&args.model, None)?;
+    let weights = args.weights.as_deref().unwrap_or(Path::new(""));
+    let mut plan = Model::plan_file(&network, weights, shape(&input)?, &options(args))?;
     let error = largest_error(plan.run(&input)?.logits().as_slice(), wanted.as_slice());
     let mut out = std::io::stdout().lock();
     let pipe = |e| Error::io("standard output", e);

@@ -7,7 +7,7 @@ use crate::kernels::naive::Real;
 use crate::tensor::Tensor;
 #[cfg(feature = "safetensors")]
 use crate::weights::{Dtype, StateDict};
-use crate::weights::{Limits, LoadOptions, load_file};
+use crate::weights::{Limits, LoadOptions, WeightFile, load_file};
 use rand::Rng;
 use std::path::Path;
 
@@ -103,6 +103,26 @@ impl Model {
     /// Plans evaluation for inputs of shape `[n, c, h, w]`.
     pub fn plan_with(&self, input: [usize; 4], options: &PlanOptions) -> Result<Plan> {
         Plan::new(&self.graph, &self.params, input, options)
+    }
+
+    /// Plans evaluation and gives up the parameters: each weight is freed once it is packed, so that a network never lies
+    /// in memory twice. For one in a file, [`Model::plan_file`] needs less still.
+    pub fn into_plan(self, input: [usize; 4], options: &PlanOptions) -> Result<Plan> {
+        let Model { graph, mut params } = self;
+        Plan::from_source(&graph, &mut params, input, options)
+    }
+
+    /// Plans evaluation of `network` straight from its weight file, which must fit as for [`Model::load`]: the quickest
+    /// start, with little more memory than the packed weights take. See [`WeightFile`] for more options.
+    pub fn plan_file(
+        network: &(impl Layer + ?Sized),
+        path: impl AsRef<Path>,
+        input: [usize; 4],
+        options: &PlanOptions,
+    ) -> Result<Plan> {
+        let graph = Graph::draw(input[1], network)?;
+        let (mut file, _) = WeightFile::open(graph.params(), path, &LoadOptions::strict(), &Limits::default())?;
+        Plan::from_source(&graph, &mut file, input, options)
     }
 
     /// Evaluates the primary output naively, every intermediate in `T` (`f32` or `f64`): slow, and the definition of

@@ -76,6 +76,31 @@ impl Team {
     }
 }
 
+impl Team {
+    /// Calls `job` with every number below `jobs`, in any order, shared among the workers.
+    pub fn share(&self, jobs: usize, job: &(dyn Fn(usize) + Sync)) {
+        struct Jobs<'a>(usize, &'a (dyn Fn(usize) + Sync));
+        impl Steps for Jobs<'_> {
+            fn steps(&self) -> usize {
+                1
+            }
+
+            fn tiles(&self, _: usize) -> usize {
+                self.0
+            }
+
+            unsafe fn compute(&self, _: usize, tile: usize, _: usize) {
+                (self.1)(tile);
+            }
+        }
+        if jobs < 2 {
+            return (0..jobs).for_each(job);
+        }
+        // SAFETY: the job is safe to call with any number, in any order and at the same time.
+        unsafe { self.run(&Jobs(jobs, job), &[Progress::default()]) }
+    }
+}
+
 /// How far a step is.
 #[derive(Default)]
 pub struct Progress {

@@ -14,6 +14,7 @@ mod prepare;
 mod program;
 pub mod reference;
 mod run;
+mod unpacked;
 
 pub use crate::kernels::conv::Precision;
 pub use gradients::Gradients;

@@ -2,11 +2,11 @@
 
 use super::memory::{Border, Layout};
 use super::passes;
-use super::prepare::{self, Step};
+use super::prepare::{self, Means, Step};
 use super::program::{Note, Program};
 use super::run::Runner;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NodeId, Op, Params, Role};
+use crate::graph::{Graph, NodeId, Op, Params, Role, Source};
 use crate::kernels::conv::Precision;
 use crate::par::{Team, default_threads};
 use crate::simd::Isa;
@@ -80,7 +80,22 @@ impl Plan {
     ///
     /// # Errors
     /// A shape the network cannot take (the layer and both numbers are named), an unknown feature, no threads.
-    pub fn new(graph: &Graph, params: &Params, input: [usize; 4], options: &PlanOptions) -> Result<Self> {
+    pub fn new(graph: &Graph, mut params: &Params, input: [usize; 4], options: &PlanOptions) -> Result<Self> {
+        Plan::from_source(graph, &mut params, input, options)
+    }
+
+    /// As [`new`](Self::new), with values from `source`, which is told of every weight that is packed and may let go of
+    /// it. Its definitions must be the graph's.
+    pub fn from_source(
+        graph: &Graph,
+        source: &mut dyn Source,
+        input: [usize; 4],
+        options: &PlanOptions,
+    ) -> Result<Self> {
+        if graph.params() != source.defs() {
+            let found = format!("{} others", source.defs().len());
+            return Err(Error::mismatch("plan", "parameters", format!("the {} drawn", graph.params().len()), found));
+        }
         let threads = options.threads.unwrap_or_else(default_threads);
         if threads == 0 || threads > 4096 {
             return Err(Error::mismatch("plan", "threads", "1 to 4096", threads));
@@ -93,9 +108,11 @@ impl Plan {
         let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
         let shapes = graph.shapes_for(input, ids.iter().copied())?;
         let mut program = Program::lower(graph, shapes, ids)?;
-        passes::run(&mut program, params);
+        passes::run(&mut program, source)?;
         let layout = Layout::new(&program, stem_border(&program));
-        let steps = prepare::steps(&mut program, &layout, params, options.precision, isa)?;
+        let team = Team::new(threads);
+        let means = Means { source, precision: options.precision, isa, team: &team };
+        let steps = prepare::steps(&mut program, &layout, means)?;
         let outputs = wanted.into_iter().zip(&program.wanted);
         let outputs = outputs.map(|((name, id), _)| {
             let vector = graph.node(id).drawn.size == crate::graph::Size::Vector;
@@ -104,7 +121,7 @@ impl Plan {
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
         let weight_bytes = steps.iter().map(|s| s.kernel.resident_bytes()).sum();
-        let runner = Runner::new(Team::new(threads), &steps, layout.len, outputs.len())?;
+        let runner = Runner::new(team, &steps, layout.len, outputs.len())?;
         Ok(Plan { input, steps, outputs, runner, notes: program.notes, isa, weight_bytes })
     }
 

@@ -3,15 +3,18 @@
 use super::memory::Layout;
 use super::passes::fold_affine;
 use super::program::{Program, Unit};
+use super::unpacked::{Buffers, Unpacked};
 use crate::error::{Error, Result};
-use crate::graph::{NodeId, Op, ParamId, Params};
+use crate::graph::{NodeId, Op, ParamId, Source};
 use crate::kernels::{
     self, Epilogue, Kernel, MAX_INPUTS, Map, conv,
     conv::{ConvSpec, Precision},
 };
+use crate::par::Team;
 use crate::shape::Window;
 use crate::simd::Isa;
-use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Mutex;
 
 /// Where a kernel's pointer comes from when the plan runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,17 +43,30 @@ pub(super) struct Step {
     pub(super) macs: u64,
 }
 
-/// Prepares every unit of `program`, then the copies of what leaves the plan.
-pub(super) fn steps(
-    program: &mut Program,
-    layout: &Layout,
-    params: &Params,
-    precision: Precision,
-    isa: Isa,
-) -> Result<Vec<Step>> {
-    let mut maker = Maker { program, layout, params, precision, isa, steps: Vec::new(), notes: Vec::new() };
+/// What the steps are made with.
+pub(super) struct Means<'a> {
+    pub(super) source: &'a mut dyn Source,
+    pub(super) precision: Precision,
+    pub(super) isa: Isa,
+    /// Packs the weights.
+    pub(super) team: &'a Team,
+}
+
+/// Prepares every unit of `program`, then the copies of what leaves the plan. Weights are released once they are packed.
+pub(super) fn steps(program: &mut Program, layout: &Layout, means: Means<'_>) -> Result<Vec<Step>> {
+    let Means { source, precision, isa, team } = means;
+    let mut asked = HashMap::new();
+    program.units.iter().filter_map(weight).for_each(|id| *asked.entry(id).or_insert(0) += 1);
+    let (steps, notes, buffers) = (Vec::new(), Vec::new(), Buffers::default());
+    let mut maker = Maker { program, layout, source, precision, isa, team, buffers, steps, notes };
     for unit in &maker.program.units {
         maker.unit(unit)?;
+        let Some(id) = weight(unit) else { continue };
+        let left = asked.get_mut(&id).expect("every weight was counted");
+        *left -= 1;
+        if *left == 0 {
+            maker.source.release(id);
+        }
     }
     for (i, &value) in maker.program.wanted.iter().enumerate() {
         let kernel = kernels::layout::to_nchw(layout.place(value).map, isa);
@@ -64,12 +80,22 @@ pub(super) fn steps(
     Ok(steps)
 }
 
+/// The weight of a unit that has one.
+fn weight(unit: &Unit) -> Option<ParamId> {
+    match unit.op {
+        Op::Conv { weight, .. } | Op::DeformConv { weight, .. } | Op::Linear { weight, .. } => Some(weight),
+        _ => None,
+    }
+}
+
 struct Maker<'a> {
     program: &'a Program,
     layout: &'a Layout,
-    params: &'a Params,
+    source: &'a mut dyn Source,
     precision: Precision,
     isa: Isa,
+    team: &'a Team,
+    buffers: Buffers,
     steps: Vec<Step>,
     notes: Vec<(String, String)>,
 }
@@ -103,9 +129,9 @@ impl Maker<'_> {
             step.inputs[residual] = Slot::Arena(self.layout.address(value));
         }
         step.fused.clone_from(&unit.fused);
-        if let Op::Conv { weight, .. } | Op::DeformConv { weight, .. } | Op::Linear { weight, .. } = unit.op {
+        if let Some(weight) = weight(unit) {
             let [n, _, h, w] = step.shape;
-            step.macs = (n * h * w * self.params.value(weight).len()) as u64;
+            step.macs = (n * h * w * self.source.defs()[weight.index()].len()) as u64;
         }
         self.steps.push(step);
     }
@@ -121,13 +147,15 @@ impl Maker<'_> {
             Op::Conv { .. } => return self.conv(unit),
             Op::DeformConv { .. } => return self.deform(unit),
             Op::Linear { weight, bias } => {
-                let (weight, bias) = self.weights(unit, *weight, *bias);
+                let (weight, bias) = self.weights(unit, *weight, *bias)?;
                 let spec =
                     conv::LinearSpec { n: x.n, input: [x.c, x.ld], output: [y.c, y.ld], activation: unit.activation };
-                conv::linear(&spec, &weight, bias.as_deref(), isa)
+                let kernel = conv::linear(&spec, &weight, bias.as_deref(), isa);
+                weight.finish()?;
+                kernel
             }
             Op::BatchNorm { .. } => {
-                let affine = fold_affine(&unit.op, self.params).expect("the operation is a batch norm");
+                let affine = fold_affine(&unit.op, self.source)?.expect("the operation is a batch norm");
                 let [scale, shift] =
                     [affine.scale, affine.shift].map(|v| v.iter().map(|&v| v as f32).collect::<Vec<_>>());
                 Box::new(kernels::norm::scale_shift(x, y, &scale, &shift, unit.activation, isa))
@@ -184,11 +212,12 @@ impl Maker<'_> {
     fn conv(&mut self, unit: &Unit) -> Result<()> {
         let Op::Conv { weight, bias, window, groups } = unit.op else { unreachable!("called for convolutions only") };
         let (spec, padded) = self.spec(unit, window, groups)?;
-        let (weight, bias) = self.weights(unit, weight, bias);
+        let (weight, bias) = self.weights(unit, weight, bias)?;
         let kernel = match padded {
             true => conv::rows(spec, &weight, bias.as_deref(), self.isa),
             false => conv::choose(spec, &weight, bias.as_deref(), self.precision, self.isa),
         };
+        weight.finish()?;
         self.push(unit, kernel, 1);
         Ok(())
     }
@@ -198,13 +227,14 @@ impl Maker<'_> {
             unreachable!("called for deformable convolutions only")
         };
         let (spec, _) = self.spec(unit, window, groups)?;
-        let (weight, bias) = self.weights(unit, weight, bias);
+        let (weight, bias) = self.weights(unit, weight, bias)?;
         let sampling = conv::Sampling {
             offset: self.map(unit.inputs[1]),
             mask: unit.inputs.get(2).map(|&mask| self.map(mask)),
             groups: offset_groups,
         };
         let kernel = conv::deform(spec, sampling, &weight, bias.as_deref(), self.isa);
+        weight.finish()?;
         self.push(unit, kernel, 3);
         Ok(())
     }
@@ -230,15 +260,20 @@ impl Maker<'_> {
     }
 
     /// Weight and bias with a folded norm worked in: `s·(Wx + b) + t = (s·W)x + (s·b + t)`, in f64, rounded once.
-    fn weights(&self, unit: &Unit, weight: ParamId, bias: Option<ParamId>) -> (Cow<'_, [f32]>, Option<Cow<'_, [f32]>>) {
-        let weight = self.params.value(weight).as_slice();
-        let bias = bias.map(|id| self.params.value(id).as_slice());
-        let Some(affine) = &unit.affine else { return (Cow::Borrowed(weight), bias.map(Cow::Borrowed)) };
-        let rows = weight.chunks(weight.len() / affine.scale.len()).zip(&affine.scale);
-        let folded: Vec<f32> = rows.flat_map(|(row, &s)| row.iter().map(move |&w| (f64::from(w) * s) as f32)).collect();
+    fn weights<'u>(
+        &'u self,
+        unit: &'u Unit,
+        id: ParamId,
+        bias: Option<ParamId>,
+    ) -> Result<(Unpacked<'u>, Option<Vec<f32>>)> {
+        let bias = bias.map(|id| self.source.value(id)).transpose()?;
+        let scale = unit.affine.as_ref().map(|affine| affine.scale.as_slice());
+        let failed = Mutex::new(None);
+        let weight = Unpacked { source: self.source, id, scale, team: self.team, buffers: &self.buffers, failed };
+        let Some(affine) = &unit.affine else { return Ok((weight, bias.map(|b| b.into_owned()))) };
         let per_channel = affine.scale.iter().zip(&affine.shift).enumerate();
-        let shift = per_channel.map(|(c, (s, t))| (bias.map_or(0.0, |b| f64::from(b[c])) * s + t) as f32).collect();
-        (Cow::Owned(folded), Some(Cow::Owned(shift)))
+        let shift = per_channel.map(|(c, (s, t))| (bias.as_ref().map_or(0.0, |b| f64::from(b[c])) * s + t) as f32);
+        Ok((weight, Some(shift.collect())))
     }
 
     /// Copies the inputs that could not be written in place; usually none.

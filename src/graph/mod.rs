@@ -10,11 +10,14 @@ mod layer;
 mod node;
 mod op;
 mod params;
+mod source;
 
 pub use layer::{Layer, LayerFn, layer_fn};
 pub use node::{Node, concat};
 pub use op::{Drawn, Op, Size};
 pub use params::{ParamDef, ParamId, ParamKind, Params};
+pub use source::Source;
+pub(crate) use source::released;
 
 use crate::error::{Error, Result};
 use crate::shape::checked_volume;

@@ -66,6 +66,14 @@ impl ParamDef {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// A value that means nothing yet: zeros, of running variances ones.
+    pub(crate) fn blank(&self) -> Tensor {
+        match self.kind {
+            ParamKind::RunningVar => Tensor::from_fn(&self.shape, |_| 1.0),
+            _ => Tensor::zeros(&self.shape),
+        }
+    }
 }
 
 /// The values of all parameters of a graph, in the order of definition.
@@ -82,12 +90,10 @@ impl Params {
         Params::from_fn(defs, |def| def.init.draw(&def.shape, rng))
     }
 
-    /// Values that mean nothing yet (zeros; running variances one), for a model about to be loaded.
+    /// Values that mean nothing yet (zeros; running variances one), for a model about to be loaded. Large ones take no
+    /// memory before they are written.
     pub fn blank(defs: &[ParamDef]) -> Self {
-        Params::from_fn(defs, |def| match def.kind {
-            ParamKind::RunningVar => Init::Constant(1.0).draw(&def.shape, &mut rand::rng()),
-            _ => Tensor::zeros(&def.shape),
-        })
+        Params::from_fn(defs, ParamDef::blank)
     }
 
     fn from_fn(defs: &[ParamDef], f: impl FnMut(&ParamDef) -> Tensor) -> Self {
@@ -130,6 +136,11 @@ impl Params {
         }
         self.values[i] = value;
         Ok(())
+    }
+
+    /// Frees the value of a parameter that nothing will read again.
+    pub(super) fn forget(&mut self, id: ParamId) {
+        self.values[id.0] = Tensor::zeros(&[0]);
     }
 
     fn position(&self, name: &str) -> Result<usize> {

@@ -23,6 +23,9 @@ pub mod layout;
 pub mod norm;
 pub mod pool;
 pub mod softmax;
+pub mod weights;
+
+pub use weights::Weights;
 
 use crate::activation::Activation;
 

@@ -1,31 +1,76 @@
 //! Memory for `f32` values that starts on a 64-byte boundary: one cache line, one AVX-512 register.
-#![allow(unsafe_code, reason = "views a vector of 64-byte blocks as the floats inside it")]
+#![allow(unsafe_code, reason = "allocates memory whose alignment and first touch are its own business")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
 
 /// One cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+const ALIGN: usize = 64;
 
-/// A growable-once buffer of `len` floats aligned to 64 bytes.
-#[derive(Clone)]
+/// What every allocator gives unasked. A stricter demand would make it clear the memory by hand; without one, large
+/// zeroed memory comes from the system as pages that take no room before they are written.
+const NATURAL: usize = 16;
+
+/// A buffer of `len` floats aligned to 64 bytes, its memory a whole number of cache lines.
 pub struct AlignedBuf {
-    /// Invariant: `lines.len() * 16 >= len`, and every float in it is initialised.
-    lines: Vec<Line>,
+    /// Invariant: `len` initialised floats, rounded up to a whole line, lie here on a 64-byte boundary.
+    data: NonNull<f32>,
+    /// What the allocator gave for `layout(len)`; dangling if `len` is 0.
+    block: NonNull<u8>,
     len: usize,
+}
+
+// SAFETY: the buffer owns its memory, and floats may be used from any thread.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: as above; writing needs `&mut`.
+unsafe impl Sync for AlignedBuf {}
+
+/// The memory of `len` floats in whole lines, wherever the first of them begins.
+fn layout(len: usize) -> Option<Layout> {
+    let bytes = len.checked_next_multiple_of(ALIGN / size_of::<f32>())?.checked_mul(size_of::<f32>())?;
+    Layout::from_size_align(bytes.checked_add(ALIGN - NATURAL)?, NATURAL).ok()
 }
 
 impl AlignedBuf {
     /// `len` zeros, or `None` if the memory is not to be had.
     pub fn try_zeros(len: usize) -> Option<Self> {
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(len.div_ceil(16)).ok()?;
-        lines.resize(len.div_ceil(16), Line([0.0; 16]));
-        Some(AlignedBuf { lines, len })
+        if len == 0 {
+            #[repr(align(64))]
+            struct Line;
+            let (data, block) = (NonNull::<Line>::dangling().cast(), NonNull::dangling());
+            return Some(AlignedBuf { data, block, len });
+        }
+        // SAFETY: the layout is not empty.
+        let block = NonNull::new(unsafe { alloc_zeroed(layout(len)?) })?;
+        // SAFETY: the block is aligned to `NATURAL`, so at most `ALIGN − NATURAL` bytes are skipped, which the layout has.
+        let data = unsafe { block.add(block.align_offset(ALIGN)) }.cast();
+        Some(AlignedBuf { data, block, len })
     }
 
     /// `len` zeros. Aborts like `Vec` when memory runs out.
     pub fn zeros(len: usize) -> Self {
-        AlignedBuf { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        let refused = || match layout(len) {
+            Some(layout) => handle_alloc_error(layout),
+            None => panic!("{len} floats are more than can be addressed"),
+        };
+        AlignedBuf::try_zeros(len).unwrap_or_else(refused)
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if let (1.., Some(layout)) = (self.len, layout(self.len)) {
+            // SAFETY: `try_zeros` allocated the block with this layout.
+            unsafe { dealloc(self.block.as_ptr(), layout) };
+        }
+    }
+}
+
+impl Clone for AlignedBuf {
+    fn clone(&self) -> Self {
+        let mut copy = AlignedBuf::zeros(self.len);
+        copy.copy_from_slice(self);
+        copy
     }
 }
 
@@ -33,17 +78,22 @@ impl std::ops::Deref for AlignedBuf {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: by the invariant the lines hold at least `len` initialised floats, and `Line` is `repr(C)` around
-        // them without padding (64 bytes, alignment 64).
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        // SAFETY: by the invariant.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
 
 impl std::ops::DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `deref`, and `&mut self` makes the borrow unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        // SAFETY: by the invariant, and `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
     }
+}
+
+/// The bytes of floats, to read a file into.
+pub(crate) fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: the same memory, borrowed the same way; any bytes are floats, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
 #[cfg(test)]
@@ -52,10 +102,26 @@ mod tests {
 
     #[test]
     fn buffers_are_aligned_zeroed_and_exactly_long() {
-        for len in [0, 1, 15, 16, 17, 1000] {
-            let buf = AlignedBuf::zeros(len);
+        for len in [0, 1, 15, 16, 17, 1000, 1 << 20] {
+            let mut buf = AlignedBuf::zeros(len);
             assert_eq!((buf.len(), buf.as_ptr() as usize % 64), (len, 0));
             assert!(buf.iter().all(|&v| v == 0.0));
+            buf.iter_mut().enumerate().for_each(|(i, v)| *v = i as f32);
+            let copy = buf.clone();
+            drop(buf);
+            assert!(copy.iter().enumerate().all(|(i, &v)| v == i as f32));
         }
+    }
+
+    #[test]
+    fn more_than_can_be_addressed_is_none() {
+        assert!([usize::MAX, usize::MAX / 4, usize::MAX / 8].iter().all(|&len| AlignedBuf::try_zeros(len).is_none()));
+    }
+
+    #[test]
+    fn bytes_of_floats_are_theirs() {
+        let mut values = [0.0, 1.0];
+        bytes_mut(&mut values)[..4].copy_from_slice(&2.5f32.to_ne_bytes());
+        assert_eq!(values, [2.5, 1.0]);
     }
 }

@@ -1,5 +1,6 @@
 //! From a [`StateDict`] into the parameters of a network, with one report of everything that does not fit.
 
+use super::stored::{Stored, StoredTensor};
 use super::{Limits, StateDict};
 use crate::error::{Error, LoadReport, Result};
 use crate::graph::{ParamDef, ParamKind, Params};
@@ -38,14 +39,15 @@ impl<'f> LoadOptions<'f> {
     }
 }
 
-/// Reads a weight file and loads it: [`StateDict::read_with`] followed by [`load`].
+/// Reads a weight file and loads it: [`StateDict::read_with`] followed by [`load`], but each tensor of a safetensors file
+/// is read straight into its place.
 pub fn load_file(
     params: &mut Params,
     path: impl AsRef<Path>,
     options: &LoadOptions,
     limits: &Limits,
 ) -> Result<LoadReport> {
-    load(params, StateDict::read_with(path, limits)?, options)
+    fill(params, Stored::open(path.as_ref(), limits)?, options)
 }
 
 /// Copies every tensor of `state` into the parameter of its name, or leaves `params` untouched.
@@ -63,47 +65,68 @@ pub fn load_file(
 /// [`Error::Load`] with all names that are missing, unexpected or misshapen, unless [`LoadOptions::lenient`], which
 /// returns the same report. A tensor of integers is never taken for weights: it is in `ignored`, its parameter missing.
 /// In both modes: a running variance below zero; two tensors renamed to one name.
-pub fn load(params: &mut Params, mut state: StateDict, options: &LoadOptions) -> Result<LoadReport> {
-    if let Some(rename) = options.rename {
-        state.rename(rename)?;
+pub fn load(params: &mut Params, state: StateDict, options: &LoadOptions) -> Result<LoadReport> {
+    fill(params, state.into(), options)
+}
+
+fn fill(params: &mut Params, mut stored: Stored, options: &LoadOptions) -> Result<LoadReport> {
+    let (pairs, report) = fit(params.defs(), &mut stored, options)?;
+    // Everything is read before anything is changed.
+    pairs.iter().try_for_each(|&(_, tensor)| stored.fetch(tensor).map(drop))?;
+    for (def, tensor) in pairs {
+        let value = std::mem::replace(stored.fetch(tensor)?, Tensor::zeros(&[0]));
+        let name = params.defs()[def].name.clone();
+        params.set(&name, value)?; // cannot fail: name and shape were compared
     }
-    let known: HashMap<&str, &ParamDef> = params.defs().iter().map(|def| (def.name.as_str(), def)).collect();
-    state.rename(|name| old_densenet_name(name).filter(|new| !known.contains_key(name) && knows(&known, new)))?;
+    Ok(report)
+}
+
+/// For each parameter that fits, its place among `defs` and its tensor's in `stored`; and the report. An error where
+/// [`load`] has one.
+pub(super) fn fit(
+    defs: &[ParamDef],
+    stored: &mut Stored,
+    options: &LoadOptions,
+) -> Result<(Vec<(usize, usize)>, LoadReport)> {
+    if let Some(rename) = options.rename {
+        stored.rename(rename)?;
+    }
+    let known: HashMap<&str, usize> = defs.iter().enumerate().map(|(i, def)| (def.name.as_str(), i)).collect();
+    stored.rename(|name| old_densenet_name(name).filter(|new| !known.contains_key(name) && knows(&known, new)))?;
 
     let mut report =
-        LoadReport { source: state.source().to_owned(), ignored: state.ignored().to_vec(), ..LoadReport::default() };
-    let heads: HashSet<&str> = params.defs().iter().map(|def| first_part(&def.name)).collect();
-    let mut fitting: Vec<(String, Tensor)> = Vec::with_capacity(state.len());
-    let mut met: HashSet<String> = HashSet::with_capacity(state.len());
-    for (name, tensor, dtype) in state.into_parts() {
-        let Some(def) = known.get(name.as_str()) else {
-            match reason_to_ignore(&name, &heads) {
-                Some(reason) => report.ignored.push((name, reason)),
-                None => report.unexpected.push(name),
+        LoadReport { source: stored.source.clone(), ignored: stored.ignored.clone(), ..LoadReport::default() };
+    let heads: HashSet<&str> = defs.iter().map(|def| first_part(&def.name)).collect();
+    let mut pairs = Vec::with_capacity(stored.tensors.len());
+    let mut met = HashSet::with_capacity(stored.tensors.len());
+    for (i, StoredTensor { name, shape, dtype, .. }) in stored.tensors.iter().enumerate() {
+        let Some(&at) = known.get(name.as_str()) else {
+            match reason_to_ignore(name, &heads) {
+                Some(reason) => report.ignored.push((name.clone(), reason)),
+                None => report.unexpected.push(name.clone()),
             }
             continue;
         };
         if !dtype.is_float() {
-            report.ignored.push((name, "integers are no weights"));
+            report.ignored.push((name.clone(), "integers are no weights"));
             continue;
         }
-        met.insert(name.clone());
-        if def.shape != tensor.shape() {
-            report.misshapen.push((name, def.shape.clone(), tensor.shape().to_vec()));
+        met.insert(defs[at].name.as_str());
+        if defs[at].shape != *shape {
+            report.misshapen.push((name.clone(), defs[at].shape.clone(), shape.clone()));
             continue;
         }
-        check_variance(def, &tensor, &report.source)?;
-        fitting.push((name, tensor));
+        pairs.push((at, i));
     }
-    note_missing(params.defs(), &met, &mut report);
-    report.loaded = fitting.len();
+    for &(def, tensor) in pairs.iter().filter(|(def, _)| defs[*def].kind == ParamKind::RunningVar) {
+        check_variance(&defs[def], stored.fetch(tensor)?, &report.source)?;
+    }
+    note_missing(defs, &met, &mut report);
+    report.loaded = pairs.len();
     if !options.lenient && !report.is_clean() {
         return Err(Error::Load(Box::new(report)));
     }
-    for (name, tensor) in fitting {
-        params.set(&name, tensor)?; // cannot fail: name and shape were compared above
-    }
-    Ok(report)
+    Ok((pairs, report))
 }
 
 impl StateDict {
@@ -127,7 +150,7 @@ fn last_part(name: &str) -> &str {
 }
 
 /// True for a parameter of the network, and for the batch counter beside one.
-fn knows(known: &HashMap<&str, &ParamDef>, name: &str) -> bool {
+fn knows(known: &HashMap<&str, usize>, name: &str) -> bool {
     known.contains_key(name)
         || name.strip_suffix(COUNTER).is_some_and(|norm| known.contains_key(format!("{norm}running_mean").as_str()))
 }
@@ -155,9 +178,9 @@ fn reason_to_ignore(name: &str, heads: &HashSet<&str>) -> Option<&'static str> {
 }
 
 /// Sorts the parameters that met no tensor into missing ones and auxiliary heads the checkpoint has nothing of.
-fn note_missing(defs: &[ParamDef], met: &HashSet<String>, report: &mut LoadReport) {
-    let some_heads = defs.iter().any(|def| def.auxiliary && met.contains(&def.name));
-    for def in defs.iter().filter(|def| !met.contains(&def.name)) {
+fn note_missing(defs: &[ParamDef], met: &HashSet<&str>, report: &mut LoadReport) {
+    let some_heads = defs.iter().any(|def| def.auxiliary && met.contains(def.name.as_str()));
+    for def in defs.iter().filter(|def| !met.contains(def.name.as_str())) {
         if def.auxiliary && !some_heads {
             report.ignored.push((def.name.clone(), "auxiliary head the checkpoint is without"));
         } else {
@@ -168,9 +191,6 @@ fn note_missing(defs: &[ParamDef], met: &HashSet<String>, report: &mut LoadRepor
 
 /// A variance below zero is no variance: its square root would turn every activation into NaN far from the cause.
 fn check_variance(def: &ParamDef, tensor: &Tensor, source: &str) -> Result<()> {
-    if def.kind != ParamKind::RunningVar {
-        return Ok(());
-    }
     match tensor.as_slice().iter().enumerate().find(|(_, v)| **v < 0.0) {
         None => Ok(()),
         Some((channel, value)) => Err(Error::invalid(

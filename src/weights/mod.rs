@@ -16,7 +16,13 @@
 //! A weight file is input like any other. Nothing in it is executed (a `.pth` file is a Python pickle, which elsewhere
 //! may run any program: here a short list of names is understood and everything else is an error naming it); every
 //! length is checked against what the file really holds before memory is taken; [`Limits`] bound what remains; no reader
-//! recurses. Files are read into memory, not mapped, so that a file cut short while in use cannot end the process.
+//! recurses. Files are read, not mapped, so that a file cut short while in use cannot end the process.
+//!
+//! # Starting quickly
+//!
+//! A plan needs weights in its own layout, and the originals no more once they are packed.
+//! [`Model::plan_file`](crate::Model::plan_file) packs the weights of a safetensors file as they are read; see
+//! [`WeightFile`].
 
 #[cfg(any(feature = "pth", feature = "npz"))]
 mod archive;
@@ -27,6 +33,7 @@ mod budget;
 #[cfg(any(feature = "safetensors", feature = "pth", feature = "npz"))]
 mod convert;
 mod dtype;
+mod file;
 mod load;
 #[cfg(feature = "npz")]
 mod npy;
@@ -39,8 +46,10 @@ mod pth;
 #[cfg(feature = "safetensors")]
 mod safetensors;
 mod state_dict;
+mod stored;
 
 pub use dtype::Dtype;
+pub use file::WeightFile;
 pub use load::{LoadOptions, Rename, load, load_file};
 #[cfg(feature = "npz")]
 pub use npy::{read_npy, read_npy_with, write_npy};
@@ -231,24 +240,34 @@ fn read_zip(_: &[u8], name: &str, _: &Limits) -> Result<StateDict> {
     Err(Error::format(name, "is a zip archive; build with the feature `pth` (PyTorch) or `npz` (NumPy) to read it"))
 }
 
-/// A whole regular file, if it is not over the limit; memory is taken only for bytes that exist.
-pub(crate) fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
+/// A regular file that is not over the limit, and its length.
+fn open_file(path: &Path, limits: &Limits) -> Result<(File, u64)> {
     let io = |source| Error::io(path, source);
     let file = File::open(path).map_err(io)?;
     let found = file.metadata().map_err(io)?;
     if !found.is_file() {
         return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
     }
-    let over = |size| Error::limit(path.display().to_string(), "file size in bytes", limits.max_bytes, size);
     if found.len() > limits.max_bytes {
-        return Err(over(found.len()));
+        return Err(too_large(path, limits, found.len()));
     }
+    Ok((file, found.len()))
+}
+
+fn too_large(path: &Path, limits: &Limits, size: u64) -> Error {
+    Error::limit(path.display().to_string(), "file size in bytes", limits.max_bytes, size)
+}
+
+/// A whole regular file, if it is not over the limit; memory is taken only for bytes that exist.
+pub(crate) fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
+    let io = |source| Error::io(path, source);
+    let (file, len) = open_file(path, limits)?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(found.len() as usize).map_err(|e| io(std::io::Error::other(e)))?;
+    bytes.try_reserve_exact(len as usize).map_err(|e| io(std::io::Error::other(e)))?;
     // The file may grow meanwhile; one byte over the limit suffices to notice.
     file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > limits.max_bytes {
-        return Err(over(bytes.len() as u64));
+        return Err(too_large(path, limits, bytes.len() as u64));
     }
     Ok(bytes)
 }

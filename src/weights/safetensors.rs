@@ -9,33 +9,78 @@ use super::state_dict::{StateDict, shown};
 use super::{Dtype, Limits};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
-use ::safetensors::{Dtype as Stored, SafeTensors};
+use ::safetensors::Dtype as Stored;
+use ::safetensors::tensor::Metadata;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::Path;
+
+/// A tensor of the header.
+pub(super) struct Listed {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: Dtype,
+    /// Its bytes, counted from the end of the header.
+    pub(super) range: Range<usize>,
+}
 
 /// Reads a whole safetensors file.
 pub(super) fn read(bytes: &[u8], file: &str, limits: &Limits) -> Result<StateDict> {
-    let (names, text) = scan_header(bytes, file, limits)?;
-    let broken = |e: ::safetensors::SafeTensorError| Error::format(file, e.to_string());
-    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+    let header = header_length(bytes, bytes.len() as u64, file, limits)?;
     let data = &bytes[8 + header..];
+    let (listed, text) = list(&bytes[8..8 + header], data.len() as u64, file, limits)?;
     let mut state = StateDict::new(file);
-    let mut budget = Budget::new(limits);
-    for name in names {
-        let info = metadata.info(&name).ok_or_else(|| Error::format(file, "the header changed while reading"))?;
-        let dtype = element_type(info.dtype).ok_or_else(|| {
-            Error::format(file, format!("tensor `{}` has elements of type {}", shown(&name), info.dtype))
-        })?;
-        budget.take(&name, &info.shape)?;
-        let mut tensor = Tensor::try_zeros(&info.shape)?;
-        dtype.decode(&data[info.data_offsets.0..info.data_offsets.1], tensor.as_mut_slice());
+    for Listed { name, shape, dtype, range } in listed {
+        let mut tensor = Tensor::try_zeros(&shape)?;
+        dtype.decode(&data[range], tensor.as_mut_slice());
         state.insert_as(name, tensor, dtype)?;
     }
     *state.metadata_mut() = text;
     Ok(state)
+}
+
+/// Where the tensors of a file begin, and what they are. `head` is what was read already and the length of the file.
+pub(super) fn list_file(
+    input: &mut File,
+    (head, len): (&[u8], u64),
+    file: &str,
+    limits: &Limits,
+) -> Result<(u64, Vec<Listed>)> {
+    let length = header_length(head, len, file, limits)?;
+    let mut header = Vec::new();
+    header.try_reserve_exact(length).map_err(|e| Error::io(file, std::io::Error::other(e)))?;
+    header.extend_from_slice(&head[8..]);
+    header.resize(length, 0);
+    let behind = length.min(head.len() - 8);
+    input.read_exact(&mut header[behind..]).map_err(|e| Error::io(file, e))?;
+    let start = 8 + length as u64;
+    Ok((start, list(&header, len - start, file, limits)?.0))
+}
+
+/// What the header describes, checked against the number of bytes behind it: offsets without gaps or overlaps to the end
+/// of the file, shapes and sizes that agree, and what the limits grant.
+fn list(header: &[u8], data: u64, file: &str, limits: &Limits) -> Result<(Vec<Listed>, BTreeMap<String, String>)> {
+    let (names, text) = scan_header(header, file, limits)?;
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|e| Error::format(file, e.to_string()))?;
+    if metadata.data_len() as u64 != data {
+        let problem = format!("the header describes {} bytes of tensors, but {data} follow", metadata.data_len());
+        return Err(Error::format(file, problem));
+    }
+    let mut budget = Budget::new(limits);
+    let listed = names.into_iter().map(|name| {
+        let info = metadata.info(&name).ok_or_else(|| Error::format(file, "the header contradicts itself"))?;
+        let dtype = element_type(info.dtype).ok_or_else(|| {
+            Error::format(file, format!("tensor `{}` has elements of type {}", shown(&name), info.dtype))
+        })?;
+        budget.take(&name, &info.shape)?;
+        let range = info.data_offsets.0..info.data_offsets.1;
+        Ok(Listed { name, shape: info.shape.clone(), dtype, range })
+    });
+    Ok((listed.collect::<Result<_>>()?, text))
 }
 
 /// Element types that mean one number per element; the rest (4-, 6- and 8-bit floats, complex) is refused.
@@ -58,22 +103,28 @@ fn element_type(stored: Stored) -> Option<Dtype> {
     })
 }
 
-/// The names in the order of the header and the text beside them, with duplicates refused. `serde_json` bounds the depth
-/// of what it builds, and skips what is ignored here without recursion.
-fn scan_header(bytes: &[u8], file: &str, limits: &Limits) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+/// The length of the header, from the `head` of a file of `len` bytes.
+fn header_length(head: &[u8], len: u64, file: &str, limits: &Limits) -> Result<usize> {
     let fail = |problem: String| Error::format(file, problem);
-    let (length, rest) = bytes
-        .split_first_chunk::<8>()
-        .ok_or_else(|| fail(format!("{} bytes are too few for the length of a safetensors header", bytes.len())))?;
+    let length = head
+        .first_chunk::<8>()
+        .ok_or_else(|| fail(format!("{len} bytes are too few for the length of a safetensors header")))?;
     let length = u64::from_le_bytes(*length);
-    if length > rest.len() as u64 {
-        return Err(fail(format!("the header is said to have {length} bytes, but only {} follow", rest.len())));
+    let follow = len.saturating_sub(8);
+    if length > follow {
+        return Err(fail(format!("the header is said to have {length} bytes, but only {follow} follow")));
     }
     if length > limits.max_header {
         return Err(Error::limit(file, "header size in bytes", limits.max_header, length));
     }
-    let text =
-        std::str::from_utf8(&rest[..length as usize]).map_err(|e| fail(format!("the header is not UTF-8: {e}")))?;
+    usize::try_from(length).map_err(|_| fail(format!("a header of {length} bytes cannot be addressed")))
+}
+
+/// The names in the order of the header and the text beside them, with duplicates refused. `serde_json` bounds the depth
+/// of what it builds, and skips what is ignored here without recursion.
+fn scan_header(header: &[u8], file: &str, limits: &Limits) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+    let fail = |problem: String| Error::format(file, problem);
+    let text = std::str::from_utf8(header).map_err(|e| fail(format!("the header is not UTF-8: {e}")))?;
     let mut json = serde_json::Deserializer::from_str(text);
     let visitor = HeaderVisitor { max_tensors: limits.max_tensors };
     json.deserialize_map(visitor).map_err(|e| fail(format!("header: {e}")))

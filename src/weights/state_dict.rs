@@ -101,19 +101,11 @@ impl StateDict {
 
     /// Renames every tensor for which `new_name` returns a name; `None` keeps the old one. Two tensors ending up under
     /// one name is an error, and then nothing is renamed.
-    pub fn rename(&mut self, mut new_name: impl FnMut(&str) -> Option<String>) -> Result<()> {
-        let names: Vec<String> =
-            self.entries.iter().map(|e| new_name(&e.name).unwrap_or_else(|| e.name.clone())).collect();
-        let mut index = HashMap::with_capacity(names.len());
-        for (i, name) in names.iter().enumerate() {
-            if let Some(first) = index.insert(name.clone(), i) {
-                let (one, two) = (shown(&self.entries[first].name), shown(&self.entries[i].name));
-                let problem = format!("`{one}` and `{two}` would both be named `{}`", shown(name));
-                return Err(Error::invalid(format!("{}: renaming", self.source), problem));
-            }
-        }
+    pub fn rename(&mut self, new_name: impl FnMut(&str) -> Option<String>) -> Result<()> {
+        let names: Vec<&str> = self.entries.iter().map(|e| e.name.as_str()).collect();
+        let names = new_names(&self.source, &names, new_name)?;
+        self.index = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
         self.entries.iter_mut().zip(names).for_each(|(entry, name)| entry.name = name);
-        self.index = index;
         Ok(())
     }
 
@@ -142,6 +134,24 @@ impl StateDict {
     pub(super) fn into_parts(self) -> impl Iterator<Item = (String, Tensor, Dtype)> {
         self.entries.into_iter().map(|e| (e.name, e.tensor, e.dtype))
     }
+}
+
+/// The names after renaming: what `new_name` returns, or the old one. Two that become one are an error.
+pub(super) fn new_names(
+    source: &str,
+    names: &[&str],
+    mut new_name: impl FnMut(&str) -> Option<String>,
+) -> Result<Vec<String>> {
+    let renamed: Vec<String> = names.iter().map(|name| new_name(name).unwrap_or_else(|| (*name).to_owned())).collect();
+    let mut index = HashMap::with_capacity(renamed.len());
+    for (i, name) in renamed.iter().enumerate() {
+        if let Some(first) = index.insert(name, i) {
+            let (one, two) = (shown(names[first]), shown(names[i]));
+            let problem = format!("`{one}` and `{two}` would both be named `{}`", shown(name));
+            return Err(Error::invalid(format!("{source}: renaming"), problem));
+        }
+    }
+    Ok(renamed)
 }
 
 /// A name from a file made fit for a message: control characters escaped, cut after 120 characters.

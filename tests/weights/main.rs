@@ -7,6 +7,7 @@ mod hostile_pickle;
 mod hostile_safetensors;
 mod real;
 mod round_trip;
+mod straight;
 
 use convzoo::weights::{Limits, StateDict};
 use std::path::PathBuf;

@@ -3,25 +3,26 @@
 //! The arithmetic is in f64 and rounded once, when the weights are packed.
 
 use super::super::program::{Affine, Program};
-use crate::graph::{Op, Params};
+use crate::error::Result;
+use crate::graph::{Op, ParamId, Source};
 use std::collections::HashSet;
 
-pub(super) fn run(program: &mut Program, params: &Params) {
+pub(super) fn run(program: &mut Program, source: &dyn Source) -> Result<()> {
     let (uses, producers) = (program.uses(), program.producers());
     let mut gone = HashSet::new();
     for i in 0..program.units.len() {
-        let Some(norm) = fold_affine(&program.units[i].op, params) else { continue };
-        let source = program.units[i].inputs[0];
+        let Some(norm) = fold_affine(&program.units[i].op, source)? else { continue };
+        let before = program.units[i].inputs[0];
         let path = program.units[i].path.clone();
-        let Some(j) = producers[source.index()] else { continue };
+        let Some(j) = producers[before.index()] else { continue };
         if !program.units[j].has_epilogue() {
             let text =
                 format!("batch norm stays: {} before it has no weights to fold into", program.units[j].op.name());
             program.note(&path, text);
             continue;
         }
-        if uses[source.index()] > 1 {
-            let text = format!("batch norm stays: `{}` is read {} times", program.units[j].path, uses[source.index()]);
+        if uses[before.index()] > 1 {
+            let text = format!("batch norm stays: `{}` is read {} times", program.units[j].path, uses[before.index()]);
             program.note(&path, text);
             continue;
         }
@@ -33,17 +34,21 @@ pub(super) fn run(program: &mut Program, params: &Params) {
         gone.insert(i);
     }
     program.remove(&gone);
+    Ok(())
 }
 
 /// A batch norm in evaluation as scale and shift.
-pub(in crate::exec) fn fold_affine(op: &Op, params: &Params) -> Option<Affine> {
-    let Op::BatchNorm { scale, shift, mean, var, eps, .. } = *op else { return None };
-    let values = |id| params.value(id).as_slice();
-    let channels = values(mean).len();
-    let one = |id: Option<_>, c: usize, default: f64| id.map_or(default, |id| f64::from(values(id)[c]));
-    let factor = |c: usize| one(scale, c, 1.0) / (f64::from(values(var)[c]) + f64::from(eps)).sqrt();
-    Some(Affine {
-        scale: (0..channels).map(factor).collect(),
-        shift: (0..channels).map(|c| one(shift, c, 0.0) - f64::from(values(mean)[c]) * factor(c)).collect(),
-    })
+pub(in crate::exec) fn fold_affine(op: &Op, source: &dyn Source) -> Result<Option<Affine>> {
+    let Op::BatchNorm { scale, shift, mean, var, eps, .. } = *op else { return Ok(None) };
+    let (mean, var) = (source.value(mean)?, source.value(var)?);
+    let values = |id: Option<ParamId>| id.map(|id| source.value(id)).transpose();
+    let (scale, shift) = (values(scale)?, values(shift)?);
+    let one = |values: &Option<std::borrow::Cow<[f32]>>, c: usize, default| {
+        values.as_ref().map_or(default, |values| f64::from(values[c]))
+    };
+    let factor = |c: usize| one(&scale, c, 1.0) / (f64::from(var[c]) + f64::from(eps)).sqrt();
+    Ok(Some(Affine {
+        scale: (0..mean.len()).map(factor).collect(),
+        shift: (0..mean.len()).map(|c| one(&shift, c, 0.0) - f64::from(mean[c]) * factor(c)).collect(),
+    }))
 }

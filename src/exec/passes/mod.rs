@@ -11,12 +11,14 @@ mod identities;
 pub(super) use fold_norm::fold_affine;
 
 use super::program::Program;
-use crate::graph::Params;
+use crate::error::Result;
+use crate::graph::Source;
 
 /// Runs every pass.
-pub(super) fn run(program: &mut Program, params: &Params) {
+pub(super) fn run(program: &mut Program, source: &dyn Source) -> Result<()> {
     identities::run(program);
-    fold_norm::run(program, params);
+    fold_norm::run(program, source)?;
     fuse_residual::run(program);
     fuse_activation::run(program);
+    Ok(())
 }

@@ -16,7 +16,7 @@ use super::ConvSpec;
 use super::grid::{Grid, Work};
 use super::indirect::{pack_groups, target};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
-use crate::kernels::{Io, Kernel, Map};
+use crate::kernels::{Io, Kernel, Map, Weights};
 use crate::simd::{Isa, Simd, Task};
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
@@ -41,7 +41,13 @@ pub struct Sampling {
 /// the residual is `inputs[3]`, and may be the output itself.
 ///
 /// Panics if sizes disagree.
-pub fn deform(spec: ConvSpec, sampling: Sampling, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn deform(
+    spec: ConvSpec,
+    sampling: Sampling,
+    weight: &dyn Weights,
+    bias: Option<&[f32]>,
+    isa: Isa,
+) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     let (taps, output) = (spec.window.taps(), spec.output);
     assert!(sampling.groups > 0 && spec.input.c.is_multiple_of(sampling.groups));

@@ -6,12 +6,12 @@ use super::ConvSpec;
 use super::grid::{Grid, Work};
 use super::indirect::{Taps, pack_groups, target};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
-use crate::kernels::{Io, Kernel};
+use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 
 /// Any convolution at all, any groups.
-pub fn im2col(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn im2col(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     let extent = Extent { taps: 1, k: spec.depth(), n: spec.group_outputs() };
     let gemms = pack_groups(&spec, extent, weight, bias, isa);

@@ -7,21 +7,22 @@
 
 use super::ConvSpec;
 use super::grid::{Grid, Work};
-use crate::kernels::gemm::{Extent, Gemm, Rows, Target};
+use crate::kernels::gemm::{EmptyPanel, Extent, Gemm, Rows, Target};
+use crate::kernels::weights::{Weights, fill, transpose};
 use crate::kernels::{Io, Kernel, Map};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
 
 /// Any convolution with groups that are wide enough to fill registers: window, stride, dilation and padding are free.
-pub fn indirect(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn indirect(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     let name = format!("indirect_{}", spec.label());
     Box::new(Indirect::new(name, spec, Taps::of(&spec), weight, bias, isa))
 }
 
 /// 1×1 with stride 1 and one group: a plain product.
-pub fn pointwise(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn pointwise(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     assert!(spec.groups == 1 && spec.window.is_pointwise());
     Box::new(Indirect::new("pointwise".into(), spec, Taps::of(&spec), weight, bias, isa))
@@ -31,7 +32,7 @@ pub fn pointwise(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa)
 ///
 /// The input map is dense and already holds its padding: `placed.before` is zero, and the last window ends inside it.
 /// One group, no dilation along the row.
-pub fn rows(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn rows(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     let (window, placed) = (spec.window, spec.placed);
     assert!(spec.groups == 1 && spec.input.ld == spec.input.c && placed.before == [0, 0] && window.dilation[1] == 1);
@@ -130,7 +131,7 @@ struct Indirect {
 const MOST_ROWS: usize = 512;
 
 impl Indirect {
-    fn new(name: String, spec: ConvSpec, taps: Taps, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Self {
+    fn new(name: String, spec: ConvSpec, taps: Taps, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Self {
         let count = taps.count[0] * taps.count[1];
         let extent = Extent { taps: count, k: taps.run, n: spec.group_outputs() };
         let gemms = pack_groups(&spec, extent, weight, bias, isa);
@@ -152,19 +153,23 @@ impl Indirect {
 pub(super) fn pack_groups(
     spec: &ConvSpec,
     extent: Extent,
-    weight: &[f32],
+    weight: &dyn Weights,
     bias: Option<&[f32]>,
     isa: Isa,
 ) -> Vec<Gemm> {
     let (channels, taps, outputs) = (spec.group_inputs(), spec.window.taps(), spec.group_outputs());
+    let depth = channels * taps;
     // Runs longer than the channels continue with the next tap of the same kernel row.
-    let source: Vec<usize> = (0..extent.taps * extent.k).map(|i| i % channels * taps + i / channels).collect();
+    assert_eq!(extent.taps * extent.k, depth);
     (0..spec.groups)
         .map(|group| {
-            let weight = &weight[group * outputs * channels * taps..];
-            let at = |tap: usize, k: usize, n: usize| weight[n * channels * taps + source[tap * extent.k + k]];
+            let pack = |panels: Vec<EmptyPanel<'_>>| {
+                fill(weight, [group * outputs, depth], panels, |values, first, panel| {
+                    transpose(values, [channels, taps], first, panel);
+                });
+            };
             let bias = bias.map(|b| &b[group * outputs..][..outputs]);
-            Gemm::new(extent, at, bias, spec.epilogue.activation, isa)
+            Gemm::packed(extent, pack, bias, spec.epilogue.activation, isa)
         })
         .collect()
 }

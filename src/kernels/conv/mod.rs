@@ -17,7 +17,8 @@ mod tests;
 pub mod winograd;
 
 use crate::activation::Activation;
-use crate::kernels::{Epilogue, Kernel, Map};
+use crate::kernels::weights::whole;
+use crate::kernels::{Epilogue, Kernel, Map, Weights};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
 
@@ -71,14 +72,14 @@ impl ConvSpec {
     }
 
     /// Panics unless all sizes agree with each other and with the weights: what every kernel relies on.
-    pub fn check(&self, weight: &[f32], bias: Option<&[f32]>) {
+    pub fn check(&self, weight: &dyn Weights, bias: Option<&[f32]>) {
         let ConvSpec { input, output, placed, groups, .. } = self;
         assert!(input.ld >= input.c && output.ld >= output.c && *groups > 0);
         assert!(input.c.is_multiple_of(*groups) && output.c.is_multiple_of(*groups) && output.c > 0 && input.c > 0);
         assert_eq!(([input.h, input.w], [output.h, output.w]), (placed.input, placed.output));
         assert_eq!(input.n, output.n);
         assert!(self.epilogue.residual.is_none_or(|ld| ld >= output.c));
-        assert_eq!(weight.len(), output.c * self.depth());
+        assert_eq!(weight.count(), output.c * self.depth());
         assert!(bias.is_none_or(|b| b.len() == output.c));
     }
 }
@@ -94,7 +95,13 @@ pub enum Precision {
 }
 
 /// The kernel for a convolution, by shape and precision alone.
-pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, precision: Precision, isa: Isa) -> Box<dyn Kernel> {
+pub fn choose(
+    spec: ConvSpec,
+    weight: &dyn Weights,
+    bias: Option<&[f32]>,
+    precision: Precision,
+    isa: Isa,
+) -> Box<dyn Kernel> {
     if let (Precision::Fast, Some(form)) = (precision, winograd::profitable(&spec)) {
         return winograd::winograd(spec, form, weight, bias, isa);
     }
@@ -102,13 +109,13 @@ pub fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, precision: P
         return pointwise(spec, weight, bias, isa);
     }
     if spec.groups == spec.input.c && spec.groups == spec.output.c {
-        return depthwise(spec, weight, bias, isa);
+        return whole(weight, |weight| depthwise(spec, weight, bias, isa));
     }
     // Groups that are too narrow to be a matrix product each. Windows without a sliding loop of their own: sooner.
     let slides = spec.window.kernel[1] == 3 && spec.window.stride[1] <= 2 && spec.window.dilation[1] == 1;
     let narrow = if slides { 64 } else { 8 };
     if spec.groups > 1 && spec.group_inputs().max(spec.group_outputs()) <= narrow {
-        return grouped(spec, weight, bias, isa);
+        return whole(weight, |weight| grouped(spec, weight, bias, isa));
     }
     // Short runs of channels keep the microkernel busy with pointers: gather them first.
     let short = spec.group_inputs() < 8 && spec.window.taps() > 1;
@@ -130,7 +137,7 @@ pub struct LinearSpec {
 /// A fully connected layer is a pointwise convolution of `n` one-pixel images.
 ///
 /// With few rows it is bound by the memory the weights come from; they are read once, in order.
-pub fn linear(spec: &LinearSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn linear(spec: &LinearSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     let map = |[features, ld]: [usize; 2]| Map::new([spec.n, 1, 1, features], ld);
     let conv = ConvSpec {
         input: map(spec.input),

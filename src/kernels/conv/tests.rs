@@ -161,10 +161,10 @@ fn case(shape: Shape, extras: Extras, noise: &mut Noise) -> Case {
     }
 }
 
-type Make = fn(ConvSpec, &[f32], Option<&[f32]>, Isa) -> Box<dyn Kernel>;
+type Make = fn(ConvSpec, &dyn Weights, Option<&[f32]>, Isa) -> Box<dyn Kernel>;
 
 /// The plain sum: its error is bounded by its own terms, as this file checks, that of Winograd's by its neighbours' too.
-fn choose(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+fn choose(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     super::choose(spec, weight, bias, Precision::Exact, isa)
 }
 

@@ -101,6 +101,17 @@ struct Piece {
     k: Range<usize>,
 }
 
+/// The place of one panel's weights, filled while a product is prepared.
+pub struct EmptyPanel<'a> {
+    /// The columns of the product it holds.
+    pub columns: Range<usize>,
+    /// Floats from row to row.
+    pub width: usize,
+    /// Zeros, to be overwritten: the weight of `(tap, k)` and the `i`-th column goes to
+    /// `(tap · k_extent + k) · width + i`.
+    pub values: &'a mut [f32],
+}
+
 /// A product with its right-hand side packed.
 pub struct Gemm {
     isa: Isa,
@@ -124,15 +135,14 @@ impl Gemm {
         activation: Option<Activation>,
         isa: Isa,
     ) -> Self {
-        let pack = |columns, width, panel: &mut [f32]| pack(extent, columns, width, &weight, panel);
-        Gemm::packed(extent, pack, bias, activation, isa)
+        let fill = |panels: Vec<EmptyPanel<'_>>| panels.into_iter().for_each(|panel| pack(extent, &weight, panel));
+        Gemm::packed(extent, fill, bias, activation, isa)
     }
 
-    /// As [`new`](Self::new), a whole panel at a time: `pack(columns, width, panel)` writes the weights of `columns` to
-    /// `panel[(tap · k_extent + k) · width + column]`, which holds zeros.
+    /// As [`new`](Self::new), with weights that `fill` writes into the panels it is given.
     pub fn packed(
         extent: Extent,
-        mut pack: impl FnMut(Range<usize>, usize, &mut [f32]),
+        fill: impl FnOnce(Vec<EmptyPanel<'_>>),
         bias: Option<&[f32]>,
         activation: Option<Activation>,
         isa: Isa,
@@ -147,11 +157,14 @@ impl Gemm {
         if let Some(bias) = bias {
             padded_bias[..extent.n].copy_from_slice(bias);
         }
-        for panel in &panels {
+        let mut rest = &mut weights[..];
+        let unpacked = panels.iter().map(|panel| {
             let width = panel.vectors * lanes;
-            let values = &mut weights[panel.weights..][..depth * width];
-            pack(panel.start..panel.start + panel.len, width, values);
-        }
+            let (values, behind) = std::mem::take(&mut rest).split_at_mut(depth * width);
+            rest = behind;
+            EmptyPanel { columns: panel.start..panel.start + panel.len, width, values }
+        });
+        fill(unpacked.collect());
         let widest = panels[0].vectors;
         let micros = (1..=widest)
             .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
@@ -285,17 +298,12 @@ impl Gemm {
 
 /// Writes the weights of one panel, `[tap][k][lane]`. In blocks of 16 k, because neighbours in k lie together at the
 /// source and columns lie far apart, often by a power of two that would make them evict each other.
-fn pack(
-    extent: Extent,
-    columns: Range<usize>,
-    width: usize,
-    weight: &impl Fn(usize, usize, usize) -> f32,
-    into: &mut [f32],
-) {
+fn pack(extent: Extent, weight: &impl Fn(usize, usize, usize) -> f32, panel: EmptyPanel<'_>) {
+    let EmptyPanel { columns, width, values } = panel;
     for tap in 0..extent.taps {
         for block in (0..extent.k).step_by(16) {
             let ks = block..(block + 16).min(extent.k);
-            let rows = &mut into[(tap * extent.k + ks.start) * width..(tap * extent.k + ks.end) * width];
+            let rows = &mut values[(tap * extent.k + ks.start) * width..(tap * extent.k + ks.end) * width];
             for (i, n) in columns.clone().enumerate() {
                 for (k, row) in ks.clone().zip(rows.chunks_exact_mut(width)) {
                     row[i] = weight(tap, k, n);

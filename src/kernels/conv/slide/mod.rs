@@ -92,7 +92,7 @@ impl Slide {
     /// Packs `weight [out, in / groups, kh, kw]` and `bias [out]` for this geometry. Panics if the spec contradicts
     /// itself or the slices do not fit it.
     pub(super) fn new(what: &str, spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Slide {
-        spec.check(weight, bias);
+        spec.check(&weight, bias);
         let layout = Layout::new(&spec, isa);
         let strips = Strips::new(&spec, &layout);
         let (run, kind) = choose(&spec, &layout);

@@ -29,16 +29,16 @@
 mod tests;
 mod transform;
 
-use self::transform::{After, Before, F2, F4, Points};
+use self::transform::{After, Before, F2, F4, Points, Spread};
 use super::ConvSpec;
 use super::grid::Grid;
 use crate::activation::Activation;
-use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
+use crate::kernels::gemm::{Each, EmptyPanel, Extent, Gemm, Rows};
+use crate::kernels::weights::{Weights, fill};
 use crate::kernels::{Io, Kernel};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
-use std::ops::Range;
 
 /// How many outputs are computed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +124,7 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
 }
 
 /// A 3×3 convolution of one group without stride or dilation; see [`applicable`].
-pub fn winograd(spec: ConvSpec, form: Form, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn winograd(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     assert!(applicable(&spec));
     Box::new(match form {
@@ -167,11 +167,17 @@ const LEAST_SQUARES: usize = 8;
 const MACS_PER_TILE: usize = 2_000_000;
 
 impl Winograd {
-    fn new<P: Points>(spec: ConvSpec, form: Form, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Self {
+    fn new<P: Points>(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Self {
         let (inputs, outputs, lanes) = (spec.input.c, spec.output.c, isa.lanes());
         let extent = Extent { taps: form.products(), k: inputs, n: outputs };
-        let pack = |columns: Range<usize>, width: usize, panel: &mut [f32]| {
-            transform::weights::<P>(weight, inputs, columns, width, panel);
+        let pack = |panels: Vec<EmptyPanel<'_>>| {
+            fill(weight, [0, 9 * inputs], panels, |taps, first, panel| {
+                let EmptyPanel { width, values, .. } = panel;
+                // SAFETY: the task has no condition of its own.
+                unsafe {
+                    isa.run(Spread::<P> { taps, channels: inputs, first, width: *width, values, points: PhantomData })
+                }
+            });
         };
         let gemm = Gemm::packed(extent, pack, None, None, isa);
         let mut padded_bias = AlignedBuf::zeros(outputs.next_multiple_of(lanes));

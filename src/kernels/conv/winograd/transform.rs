@@ -120,39 +120,52 @@ impl Points for F4 {
     }
 }
 
-/// The nine taps of up to `width` output channels to the `IN²` weights of each: `G·g·Gᵀ` in f64, rounded once.
-///
-/// `weight` is `[out, channels, 3, 3]`; `panel` as [`Gemm::packed`](crate::kernels::gemm::Gemm::packed) asks for.
-pub(super) fn weights<P: Points>(
-    weight: &[f32],
-    channels: usize,
-    columns: Range<usize>,
-    width: usize,
-    panel: &mut [f32],
-) {
-    /// Output channels that are worked on side by side.
-    const SIDE: usize = 16;
-    for first in columns.clone().step_by(SIDE) {
-        let count = SIDE.min(columns.end - first);
+/// Output channels whose taps are transformed side by side.
+const SIDE: usize = 16;
+
+/// `G·g·Gᵀ` of up to 16 output channels in f64, rounded once: position `p` of input channel `k` and the `i`-th of the
+/// output channels goes to `values[(p · channels + k) · width + first + i]`.
+pub(super) struct Spread<'a, P> {
+    /// `[up to 16, channels, 3, 3]`.
+    pub(super) taps: &'a [f32],
+    pub(super) channels: usize,
+    pub(super) first: usize,
+    pub(super) width: usize,
+    pub(super) values: &'a mut [f32],
+    pub(super) points: PhantomData<P>,
+}
+
+impl<P: Points> Task for Spread<'_, P> {
+    type Output = ();
+
+    // Plain loops over fixed lengths: the compiler makes vectors of whatever the instruction set has.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Spread { taps, channels, first, width, values, .. } = self;
+        let count = taps.len() / (9 * channels);
         for k in 0..channels {
-            let mut taps = [[0.0; SIDE]; 9];
+            let mut g = [[0.0; SIDE]; 9];
             for n in 0..count {
-                let from = &weight[((first + n) * channels + k) * 9..][..9];
-                (0..9).for_each(|tap| taps[tap][n] = f64::from(from[tap]));
+                let from = &taps[(n * channels + k) * 9..][..9];
+                (0..9).for_each(|tap| g[tap][n] = f64::from(from[tap]));
             }
             for i in 0..P::IN {
                 // Row i of G·g.
                 let mut row = [[0.0; SIDE]; 3];
-                for (x, row) in row.iter_mut().enumerate() {
+                for x in 0..3 {
                     for n in 0..SIDE {
-                        row[n] = P::G[i][0] * taps[x][n] + P::G[i][1] * taps[3 + x][n] + P::G[i][2] * taps[6 + x][n];
+                        row[x][n] = P::G[i][0] * g[x][n] + P::G[i][1] * g[3 + x][n] + P::G[i][2] * g[6 + x][n];
                     }
                 }
                 for j in 0..P::IN {
-                    let at = ((i * P::IN + j) * channels + k) * width + first - columns.start;
-                    let to = &mut panel[at..][..count];
-                    for (n, to) in to.iter_mut().enumerate() {
-                        *to = (P::G[j][0] * row[0][n] + P::G[j][1] * row[1][n] + P::G[j][2] * row[2][n]) as f32;
+                    let to = &mut values[((i * P::IN + j) * channels + k) * width + first..][..count];
+                    let mut sums = [0.0; SIDE];
+                    for n in 0..SIDE {
+                        sums[n] = (P::G[j][0] * row[0][n] + P::G[j][1] * row[1][n] + P::G[j][2] * row[2][n]) as f32;
+                    }
+                    match to.first_chunk_mut::<SIDE>() {
+                        Some(to) => *to = sums,
+                        None => to.copy_from_slice(&sums[..count]),
                     }
                 }
             }
