@@ -23,6 +23,7 @@ pub mod random;
 pub mod shape;
 pub mod simd;
 pub mod tensor;
+pub mod train;
 #[cfg(feature = "vision")]
 pub mod vision;
 pub mod weights;

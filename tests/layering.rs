@@ -18,7 +18,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("models", &["activation", "error", "graph", "layers", "shape", "tensor"]),
     ("exec", &["activation", "error", "graph", "kernels", "par", "random", "shape", "simd", "tensor"]),
     ("weights", &["error", "graph", "shape", "tensor"]),
-    ("vision", &["error", "shape", "tensor"]),
+    ("train", &["error", "exec", "graph", "random", "tensor", "weights"]),
+    ("vision", &["error", "random", "shape", "tensor", "train"]),
     ("inspect", &["error", "exec", "graph", "shape", "tensor"]),
     ("model", &["error", "exec", "graph", "inspect", "kernels", "tensor", "weights"]),
 ];

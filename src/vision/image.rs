@@ -60,18 +60,37 @@ impl Image {
     /// smaller than the crop it is first padded with black to the crop's extent, the odd row or column below and to
     /// the right. Fails only on a crop without pixels or over 100 million of them.
     pub fn center_crop(&self, crop: [usize; 2]) -> Result<Image> {
-        let [height, width] = crop;
         super::resize::check_size("centre crop", crop)?;
-        let [top, left] = [corner(self.height, height), corner(self.width, width)];
+        self.crop([corner(self.height, crop[0]), corner(self.width, crop[1])], crop)
+    }
+
+    /// The `[height, width]` of the image whose upper left pixel is at `[row, column]`, which may lie outside; what does
+    /// is black. Fails on a crop without pixels or over 100 million of them.
+    pub fn crop(&self, [top, left]: [isize; 2], crop: [usize; 2]) -> Result<Image> {
+        let [height, width] = crop;
+        super::resize::check_size("crop", crop)?;
         let mut pixels = vec![0; height * width * 3];
         let rows = overlap(top, height, self.height);
         let columns = overlap(left, width, self.width);
+        if columns.is_empty() {
+            return Ok(Image { width, height, pixels });
+        }
         for y in rows {
             let start = ((y as isize - top) as usize * width + (columns.start as isize - left) as usize) * 3;
             let source = &self.pixels[(y * self.width + columns.start) * 3..(y * self.width + columns.end) * 3];
             pixels[start..start + source.len()].copy_from_slice(source);
         }
         Ok(Image { width, height, pixels })
+    }
+
+    /// Left and right exchanged.
+    pub fn mirrored(self) -> Image {
+        self.oriented(2)
+    }
+
+    /// The bytes, to write to.
+    pub(super) fn pixels_mut(&mut self) -> &mut [u8] {
+        &mut self.pixels
     }
 
     /// Undoes an EXIF orientation: `1..=8`, anything else leaves the image as it is.
@@ -115,9 +134,8 @@ fn corner(size: usize, crop: usize) -> isize {
 
 /// The rows (or columns) of the image that a crop from `start` covers.
 fn overlap(start: isize, crop: usize, size: usize) -> std::ops::Range<usize> {
-    let first = start.max(0) as usize;
-    let end = (start + crop as isize).clamp(0, size as isize) as usize;
-    first..end
+    let end = start.saturating_add(crop as isize).clamp(0, size as isize) as usize;
+    (start.max(0) as usize).min(end)..end
 }
 
 impl TryFrom<ArrayView3<'_, u8>> for Image {

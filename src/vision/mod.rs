@@ -21,14 +21,18 @@
 //! # }
 //! ```
 
+pub mod augment;
+pub mod data;
 mod decode;
 mod image;
 pub mod labels;
+mod loader;
 mod preset;
 mod resize;
 
 pub use decode::DecodeLimits;
 pub use image::Image;
 pub use labels::{softmax, top_k};
+pub use loader::{Channels, Loader, LoaderOptions, Order};
 pub use preset::{ChannelOrder, Preset};
 pub use resize::{Interpolation, Resize};

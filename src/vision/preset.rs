@@ -129,19 +129,13 @@ impl Preset {
                 let found = format!("{}×{}", image.height(), image.width());
                 return Err(Error::mismatch(format!("image {i}"), "size in a batch", show(first.size()), found));
             }
-            for (channel, out) in out.chunks_exact_mut(plane).enumerate() {
-                let color = if self.order == ChannelOrder::Rgb { channel } else { 2 - channel };
-                let table = &tables[channel];
-                for (value, pixel) in out.iter_mut().zip(image.pixels().as_chunks::<3>().0) {
-                    *value = table[usize::from(pixel[color])];
-                }
-            }
+            tables.write(image, out);
         }
         Ok(tensor)
     }
 
     /// The value of every byte in every channel: a byte can only be 256 things.
-    fn tables(&self) -> Result<[[f32; 256]; 3]> {
+    pub(super) fn tables(&self) -> Result<Tables> {
         let usable = |v: f32| v.is_finite() && v != 0.0;
         if !usable(self.scale) || !self.std.into_iter().all(usable) || !self.mean.into_iter().all(f32::is_finite) {
             let Preset { scale, mean, std, .. } = self;
@@ -149,7 +143,8 @@ impl Preset {
             return Err(Error::invalid("preset", problem));
         }
         let value = |byte: usize, c: usize| (byte as f32 / self.scale - self.mean[c]) / self.std[c];
-        Ok(std::array::from_fn(|channel| std::array::from_fn(|byte| value(byte, channel))))
+        let values = std::array::from_fn(|channel| std::array::from_fn(|byte| value(byte, channel)));
+        Ok(Tables { values, order: self.order })
     }
 
     /// The recipe of a registered model's published weights, `None` for an unknown name.
@@ -260,6 +255,25 @@ impl Preset {
             ("squeezenet1_0", "caffe") => Preset::caffe(227, 256),
             _ => return None,
         })
+    }
+}
+
+/// Bytes to normalised values.
+pub(super) struct Tables {
+    values: [[f32; 256]; 3],
+    order: ChannelOrder,
+}
+
+impl Tables {
+    /// Writes an image as planes: as many channels as `out` has room for, from the first on.
+    pub(super) fn write(&self, image: &Image, out: &mut [f32]) {
+        let planes = out.chunks_exact_mut(image.width() * image.height());
+        for ((channel, out), table) in planes.enumerate().zip(&self.values) {
+            let color = if self.order == ChannelOrder::Rgb { channel } else { 2 - channel };
+            for (value, pixel) in out.iter_mut().zip(image.pixels().as_chunks::<3>().0) {
+                *value = table[usize::from(pixel[color])];
+            }
+        }
     }
 }
 
