@@ -39,7 +39,8 @@
 //! # Adding an instruction set
 //!
 //! Add a variant to [`Isa`] (in order of preference), a file with one `impl Simd` and its `entry` function in the same
-//! order as the others, and a line each in `Isa::entry` and `supported`. No kernel changes.
+//! order as the others, a line each in `Isa::entry`, `Isa::routine` and `supported`, and its register tiles in
+//! `kernels/gemm/micro.rs`. No kernel changes.
 #![allow(unsafe_code, reason = "wraps the vector intrinsics of each instruction set")]
 
 use std::sync::OnceLock;
@@ -48,13 +49,23 @@ use std::sync::OnceLock;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(crate) mod codegen;
 mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod peak;
 mod scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod simd128;
 
 pub use math::{apply_activation, exp, sigmoid, silu};
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use peak::peak_gflops;
 pub use scalar::Scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub use simd128::Simd128;
 #[cfg(target_arch = "x86_64")]
 pub use {avx2::Avx2, avx512::Avx512};
 
@@ -176,11 +187,15 @@ pub trait Routine {
     unsafe fn run<S: Simd>(args: &Self::Args);
 }
 
-/// An instruction set, worst first.
+/// An instruction set; of those one machine can have, worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Portable Rust on four lanes.
     Scalar,
+    /// WebAssembly SIMD: 4 lanes, 16 registers.
+    Simd128,
+    /// NEON of 64-bit Arm: 4 lanes, 32 registers.
+    Neon,
     /// AVX2 with FMA: 8 lanes, 16 registers.
     Avx2,
     /// AVX-512 F, VL, BW, DQ: 16 lanes, 32 registers.
@@ -188,7 +203,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    const ALL: [Isa; 5] = [Isa::Scalar, Isa::Simd128, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// The instruction sets this CPU has, worst first.
     pub fn available() -> &'static [Isa] {
@@ -197,7 +212,7 @@ impl Isa {
     }
 
     /// The instruction set to use: the best this CPU has, or a lesser one if the environment variable `CONVZOO_ISA`
-    /// (`scalar`, `avx2`, `avx512`) asks for it. Decided once per process.
+    /// (`scalar`, `simd128`, `neon`, `avx2`, `avx512`) asks for it. Decided once per process.
     pub fn detect() -> Isa {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
@@ -212,6 +227,8 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Simd128 => "simd128",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }
@@ -220,15 +237,15 @@ impl Isa {
     /// Registers a kernel can count on.
     pub const fn registers(self) -> usize {
         match self {
-            Isa::Scalar | Isa::Avx2 => 16,
-            Isa::Avx512 => 32,
+            Isa::Scalar | Isa::Simd128 | Isa::Avx2 => 16,
+            Isa::Neon | Isa::Avx512 => 32,
         }
     }
 
     /// Floats in a register.
     pub const fn lanes(self) -> usize {
         match self {
-            Isa::Scalar => Scalar::LANES,
+            Isa::Scalar | Isa::Simd128 | Isa::Neon => 4,
             Isa::Avx2 => 8,
             Isa::Avx512 => 16,
         }
@@ -243,6 +260,10 @@ impl Isa {
             Isa::Avx512 => avx512::entry::<T>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::entry::<T>,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::entry::<T>,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => simd128::entry::<T>,
             _ => scalar::entry::<T>,
         }
     }
@@ -254,6 +275,10 @@ impl Isa {
             Isa::Avx512 => routine::<Avx512, R>(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => routine::<Avx2, R>(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => routine::<Neon, R>(),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => routine::<Simd128, R>(),
             _ => routine::<Scalar, R>(),
         }
     }
@@ -289,7 +314,10 @@ fn supported(isa: Isa) -> bool {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("fma")
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Isa::Simd128 => true,
         _ => false,
     }
 }

@@ -208,22 +208,22 @@ unsafe fn finish<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::
 /// Most registers of output channels a tile has.
 pub(super) const fn max_vectors(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 4,
-        Isa::Avx2 | Isa::Scalar => 2,
+        Isa::Avx512 | Isa::Neon => 4,
+        Isa::Avx2 | Isa::Simd128 | Isa::Scalar => 2,
     }
 }
 
 /// Most pixels of a tile `vectors` registers wide.
 pub(super) const fn max_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
-        (Isa::Avx512, 4) => 6,
-        (Isa::Avx512, 3) => 9,
-        (Isa::Avx512, 2) => 12,
-        (Isa::Avx512, _) => 8,
+        (Isa::Avx512 | Isa::Neon, 4) => 6,
+        (Isa::Avx512 | Isa::Neon, 3) => 9,
+        (Isa::Avx512 | Isa::Neon, 2) => 12,
+        (Isa::Avx512 | Isa::Neon, _) => 8,
         (Isa::Avx2, 2) => 6,
         (Isa::Avx2, _) => 8,
-        (Isa::Scalar, 2) => 4,
-        (Isa::Scalar, _) => 6,
+        (Isa::Scalar | Isa::Simd128, 2) => 4,
+        (Isa::Scalar | Isa::Simd128, _) => 6,
     }
 }
 
@@ -237,17 +237,28 @@ pub(super) fn micro(isa: Isa, rows: usize, vectors: usize) -> Micro {
             }
         };
     }
+    /// For instruction sets of 32 registers.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    macro_rules! large_table {
+        ($isa:ty) => {
+            table! {
+                $isa,
+                4: 1 2 3 4 5 6;
+                3: 1 2 3 4 5 6 7 8 9;
+                2: 1 2 3 4 5 6 7 8 9 10 11 12;
+                1: 1 2 3 4 5 6 7 8;
+            }
+        };
+    }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => table! {
-            simd::Avx512,
-            4: 1 2 3 4 5 6;
-            3: 1 2 3 4 5 6 7 8 9;
-            2: 1 2 3 4 5 6 7 8 9 10 11 12;
-            1: 1 2 3 4 5 6 7 8;
-        },
+        Isa::Avx512 => large_table!(simd::Avx512),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => table! { simd::Avx2, 2: 1 2 3 4 5 6; 1: 1 2 3 4 5 6 7 8; },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => large_table!(simd::Neon),
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Isa::Simd128 => table! { simd::Simd128, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
         _ => table! { simd::Scalar, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
     }
 }
