@@ -23,3 +23,21 @@ fn pieces_cover_taps_and_k_once_in_order() {
         assert!(pieces.iter().all(|p| p.taps.len() * p.k.len() * 64 * 4 <= 2 * PIECE_BYTES), "{pieces:?}");
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
+    use crate::simd::codegen;
+    for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
+        for vectors in 1..=micro::max_vectors(isa) {
+            for rows in 1..=micro::max_rows(isa, vectors) {
+                let what = format!("{rows}×{vectors} {}", isa.name());
+                let loops = codegen::loops(micro::micro(isa, rows, vectors) as *const ());
+                // Four steps of k are written out; what remains of k has a loop of its own.
+                let main = codegen::with_products(&loops, isa, 4 * rows * vectors, &what);
+                assert!(main.moves == 0 || codegen::arithmetic_is_checked(), "{what}: {main:?}");
+                loops.iter().for_each(|l| l.assert_in_registers(&what, 0));
+            }
+        }
+    }
+}

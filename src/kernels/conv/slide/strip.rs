@@ -123,8 +123,11 @@ pub(super) unsafe fn fixed<
             sums[v] = [S::load(s.bias.add(v * S::LANES)); P];
         }
         let (mut weights, mut row) = (s.weights, s.input);
+        // Where a constant says that there is one step, there is no loop out of which the compiler could move the
+        // columns, more of them than registers, and read them back from the stack.
+        let steps = if F::SPLAT || F::PERMUTE { s.steps } else { 1 };
         for _ in 0..s.rows {
-            for step in 0..s.steps {
+            for step in 0..steps {
                 let lanes = if F::PERMUTE { S::load(s.lanes.add(step * S::LANES)) } else { S::zero() };
                 let first = if F::SPLAT { row.wrapping_add(step) } else { row };
                 let mut taps = [[S::zero(); KW]; NV];

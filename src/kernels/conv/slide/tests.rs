@@ -250,3 +250,26 @@ fn results_are_the_same_wherever_a_row_is_cut() {
     let (narrow, wide) = (run(23), run(64));
     assert!(narrow.iter().zip(&wide).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn machine_code_of_depthwise_strips_multiplies_in_registers_alone() {
+    use super::{Tile, strip::Plain};
+    use crate::simd::codegen;
+    for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
+        let entries = [
+            (3, isa.entry::<Tile<'static, Plain, 3, 1>>() as *const ()),
+            (3, isa.entry::<Tile<'static, Plain, 3, 2>>() as *const ()),
+            (5, isa.entry::<Tile<'static, Plain, 5, 1>>() as *const ()),
+            (5, isa.entry::<Tile<'static, Plain, 5, 2>>() as *const ()),
+        ];
+        for (i, (taps, entry)) in entries.into_iter().enumerate() {
+            let what = format!("{taps} taps at stride {} {}", 1 + i % 2, isa.name());
+            let loops = codegen::loops(entry);
+            // The strip of seven pixels, two vectors of them where there are registers.
+            let vectors = if isa.registers() >= 32 { 2 } else { 1 };
+            codegen::with_products(&loops, isa, 7 * vectors * taps, &what);
+            loops.iter().for_each(|l| l.assert_in_registers(&what, 0));
+        }
+    }
+}

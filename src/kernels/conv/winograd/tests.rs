@@ -231,3 +231,22 @@ fn tiles_suffice_for_a_few_threads() {
         assert!(kernel.tiles() >= 4 && kernel.tiles().is_multiple_of(2), "{case:?}: {}", kernel.tiles());
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn machine_code_of_the_transforms_keeps_what_fits_in_registers() {
+    use super::transform::{After, Before, F4};
+    use crate::simd::codegen;
+    for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
+        for (what, entry) in [
+            ("F4 before", isa.entry::<Before<'static, F4>>() as *const ()),
+            ("F4 after", isa.entry::<After<'static, F4>>() as *const ()),
+        ] {
+            let loops = codegen::loops(entry);
+            assert!(!loops.is_empty(), "{what} {}: no loop was found", isa.name());
+            // A square of 36 and what is worked on; what is too much for the registers is stored and read once.
+            let allowed = 2 * (36 + 10 - isa.registers());
+            loops.iter().for_each(|l| l.assert_in_registers(what, allowed));
+        }
+    }
+}
