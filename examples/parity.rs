@@ -1,22 +1,31 @@
-//! Runs one evaluation on an array, so that anyone can compare with another framework.
+//! Runs one evaluation or one training step on an array, so that anyone can compare with another framework.
 //!
 //! ```text
 //! cargo run --release --example parity -- --model resnet50 --weights resnet50.pth --input x.npy --out y.safetensors --taps
+//! cargo run --release --example parity -- --model googlenet --weights googlenet.pth --input x.npy --out y.safetensors \
+//!     --train --labels y.npy --no-dropout
 //! ```
 //!
 //! No preprocessing happens: the array is what a PyTorch module's `forward` would be given. Writes the tensor `output`
 //! and, with `--taps`, `features.<name>` for every named layer, under the names PyTorch's modules have.
+//!
+//! `--train` runs one step in training mode without an optimiser: the loss is the mean cross entropy, plus those of the
+//! auxiliary heads by their weights (0.3). Writes `loss`, `output`, `aux1`, `aux2`, `grad.<parameter>`, `grad.input` and
+//! `state.<running statistic>` as it is after the step.
 
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "support/step.rs"]
+mod step;
 
 use clap::Parser;
+use convzoo::exec::{Noise, TrainOptions};
 use convzoo::simd::Isa;
 use convzoo::weights::{Dtype, Limits, LoadOptions, StateDict, read_npy};
 use convzoo::{Error, Model, PlanOptions, Result, Tensor, models};
 use std::path::PathBuf;
 
-/// Runs one evaluation on an NCHW f32 array and writes the logits.
+/// Runs one evaluation, or one training step, on an NCHW f32 array and writes what comes out.
 #[derive(Parser)]
 struct Args {
     /// Model of the registry.
@@ -37,6 +46,18 @@ struct Args {
     /// Also write `features.<name>` for the layers named (comma-separated), or for every layer.
     #[arg(long, num_args = 0..=1, default_missing_value = "*", value_delimiter = ',')]
     taps: Vec<String>,
+    /// Run one training step instead: loss, outputs, gradients and running statistics.
+    #[arg(long, requires = "labels", conflicts_with_all = ["taps", "explain"])]
+    train: bool,
+    /// Integer array [n], the class of every image.
+    #[arg(long, requires = "train")]
+    labels: Option<PathBuf>,
+    /// Train with dropout and stochastic depth off.
+    #[arg(long, requires = "train")]
+    no_dropout: bool,
+    /// Seed of dropout and stochastic depth.
+    #[arg(long, requires = "train", default_value_t = 0)]
+    seed: u64,
     /// Compute with the naive reference executor in f64 instead of a plan.
     #[arg(long)]
     reference: bool,
@@ -67,6 +88,15 @@ fn run(args: &Args) -> Result<()> {
         model.load_with(&args.weights, &LoadOptions::strict().renamed(&foreign::rename), &Limits::default())?;
     eprintln!("{} tensors loaded, {} ignored, isa {}", report.loaded, report.ignored.len(), Isa::detect().name());
 
+    if let Some(labels) = &args.labels {
+        let batch = step::Batch::new(input, &read_npy(labels)?)?;
+        let noise = if args.no_dropout { Noise::Off } else { Noise::On };
+        let options = TrainOptions::new().seed(args.seed).noise(noise).input_gradient();
+        // A checkpoint may lack the auxiliary heads; they are left out then.
+        let names = report.ignored.into_iter().map(|(name, _)| name);
+        let lacks: Vec<String> = names.filter(|name| model.params().get(name).is_ok()).collect();
+        return step::reference(&model, &batch, &options, &lacks)?.write_safetensors(&args.out, Dtype::F32);
+    }
     let mut out = StateDict::new("parity");
     if args.reference {
         let value = model.reference::<f64>(&input)?;
