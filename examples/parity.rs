@@ -89,13 +89,14 @@ fn run(args: &Args) -> Result<()> {
     eprintln!("{} tensors loaded, {} ignored, isa {}", report.loaded, report.ignored.len(), Isa::detect().name());
 
     if let Some(labels) = &args.labels {
-        let batch = step::Batch::new(input, &read_npy(labels)?)?;
         let noise = if args.no_dropout { Noise::Off } else { Noise::On };
         let options = TrainOptions::new().seed(args.seed).noise(noise).input_gradient();
-        // A checkpoint may lack the auxiliary heads; they are left out then.
+        let targets = step::classes(&read_npy(labels)?)?;
+        // A checkpoint may lack the auxiliary heads.
         let names = report.ignored.into_iter().map(|(name, _)| name);
-        let lacks: Vec<String> = names.filter(|name| model.params().get(name).is_ok()).collect();
-        return step::reference(&model, &batch, &options, &lacks)?.write_safetensors(&args.out, Dtype::F32);
+        let lacks = names.filter(|name| model.params().get(name).is_ok()).collect();
+        let step = step::Step { model: &model, images: &input, targets, options, lacks };
+        return step.reference()?.write_safetensors(&args.out, Dtype::F32);
     }
     let mut out = StateDict::new("parity");
     if args.reference {

@@ -2,93 +2,88 @@
 
 use convzoo::exec::reference::{TrainStep, Value, train_step};
 use convzoo::exec::{Gradients, TrainOptions};
-use convzoo::graph::Role;
+use convzoo::graph::{Params, Role};
+use convzoo::train::{CrossEntropy, Loss, Targets};
 use convzoo::weights::StateDict;
 use convzoo::{Error, Model, Result, Tensor};
 
-/// The images of a step and the class of each.
-pub(crate) struct Batch {
-    pub(crate) images: Tensor,
-    pub(crate) labels: Vec<usize>,
+/// A step about to be run.
+pub(crate) struct Step<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) images: &'a Tensor,
+    pub(crate) targets: Targets,
+    pub(crate) options: TrainOptions,
+    /// Parameters that were not loaded: the auxiliary heads they belong to are left out.
+    pub(crate) lacks: Vec<String>,
 }
 
-impl Batch {
-    /// Labels `[n]`, one per image.
-    pub(crate) fn new(images: Tensor, labels: &Tensor) -> Result<Self> {
-        let (n, found) = (images.shape().first().copied().unwrap_or(0), labels.shape());
-        if found != [n] {
-            return Err(Error::mismatch(
-                "labels",
-                "shape",
-                format!("[{n}], one label per image"),
-                format!("{found:?}"),
-            ));
-        }
-        let class = |(i, &v): (usize, &f32)| match v {
-            v if v >= 0.0 && v.fract() == 0.0 => Ok(v as usize),
-            v => Err(Error::invalid(format!("label {i}"), format!("a class is a whole number from 0 on, found {v}"))),
-        };
-        let labels = labels.as_slice().iter().enumerate().map(class).collect::<Result<_>>()?;
-        Ok(Batch { images, labels })
+/// The classes in an array `[n]`.
+pub(crate) fn classes(labels: &Tensor) -> Result<Targets> {
+    let class = |(i, &v): (usize, &f32)| match v {
+        v if v >= 0.0 && v.fract() == 0.0 => Ok(v as usize),
+        v => Err(Error::invalid(format!("label {i}"), format!("a class is a whole number from 0 on, found {v}"))),
+    };
+    match labels.shape() {
+        [_] => Ok(Targets::Labels(labels.as_slice().iter().enumerate().map(class).collect::<Result<_>>()?)),
+        other => Err(Error::mismatch("labels", "shape", "[n], one label per image", format!("{other:?}"))),
     }
 }
 
-/// Forward and backward by the reference executor in f64: `loss`, the outputs by name (the primary one as `output`),
-/// `grad.<parameter>`, `grad.input`, `state.<running statistic>`.
-///
-/// The loss is the cross entropy of every head, the auxiliary ones by the weight they were drawn with; those whose
-/// parameters `lacks` names are left out.
-pub(crate) fn reference(model: &Model, batch: &Batch, options: &TrainOptions, lacks: &[String]) -> Result<StateDict> {
-    let (graph, params) = (model.graph(), model.params());
-    let absent = |head: &str| lacks.iter().any(|name| name.split('.').next() == Some(head));
-    let mut loss = 0.0;
-    let trained = train_step::<f64>(&TrainStep { graph, params, options, step: 0 }, &batch.images, |outputs| {
-        let mut gradients = vec![];
-        for (name, value) in outputs.iter().filter(|(name, _)| !absent(name)) {
-            let role = graph.outputs().iter().find(|o| o.name == *name).map(|o| o.role);
-            let weight = if let Some(Role::Auxiliary { weight }) = role { f64::from(weight) } else { 1.0 };
-            let (value_of_loss, gradient) = cross_entropy(value, &batch.labels, weight)?;
-            loss += value_of_loss;
-            gradients.push((name.clone(), gradient));
+impl Step<'_> {
+    /// Forward and backward by the reference executor in f64.
+    pub(crate) fn reference(&self) -> Result<StateDict> {
+        let (graph, params, options) = (self.model.graph(), self.model.params(), &self.options);
+        let mut out = StateDict::new("parity");
+        let trained = train_step::<f64>(&TrainStep { graph, params, options, step: 0 }, self.images, |outputs| {
+            let tensor = |v: &Value<f64>| {
+                let data: Vec<f32> = v.data.iter().map(|&v| v as f32).collect();
+                Tensor::from_slice(&v.shape[..2], &data)
+            };
+            let outputs = outputs.iter().map(|(name, v)| Ok((name.clone(), tensor(v)?))).collect::<Result<Vec<_>>>()?;
+            let value = |g: Tensor| {
+                let [n, classes] = [0, 1].map(|axis| g.shape()[axis]);
+                Value { shape: [n, classes, 1, 1], data: g.as_slice().iter().map(|&v| v.into()).collect() }
+            };
+            Ok(self.loss(outputs, &mut out)?.into_iter().map(|(name, g)| (name, value(g))).collect())
+        })?;
+        let mut after = params.clone();
+        trained.move_statistics(&mut after);
+        self.insert(&trained.rounded(graph.params()), &after, &mut out)?;
+        Ok(out)
+    }
+
+    /// Writes `loss` and the outputs by name, the primary one as `output`; gives back the gradient of each.
+    ///
+    /// The loss is the cross entropy of every head, the auxiliary ones by the weight they were drawn with.
+    fn loss(&self, outputs: Vec<(String, Tensor)>, out: &mut StateDict) -> Result<Vec<(String, Tensor)>> {
+        let (mut total, mut gradients) = (0.0, vec![]);
+        for head in self.model.graph().outputs().iter().filter(|o| o.role != Role::Feature) {
+            let absent = self.lacks.iter().any(|name| name.split('.').next() == Some(&head.name));
+            let Some((name, logits)) = outputs.iter().find(|(name, _)| *name == head.name && !absent) else { continue };
+            let mut loss = CrossEntropy::new().evaluate(logits, &self.targets)?;
+            if let Role::Auxiliary { weight } = head.role {
+                loss.value *= f64::from(weight);
+                loss.gradient.as_mut_slice().iter_mut().for_each(|g| *g *= weight);
+            }
+            total += loss.value;
+            gradients.push((name.clone(), loss.gradient));
+            out.insert(if head.role == Role::Primary { "output" } else { name }, logits.clone())?;
         }
+        out.insert("loss", Tensor::from_slice(&[], &[total as f32])?)?;
         Ok(gradients)
-    })?;
-    let mut out = StateDict::new("parity");
-    out.insert("loss", Tensor::from_slice(&[], &[loss as f32])?)?;
-    for (name, value) in trained.outputs.iter().filter(|(name, _)| !absent(name)) {
-        let name = if name == "logits" { "output" } else { name };
-        let data: Vec<f32> = value.data.iter().map(|&v| v as f32).collect();
-        out.insert(name, Tensor::from_slice(&value.shape[..2], &data)?)?;
     }
-    insert_gradients(&mut out, &trained.rounded(graph.params()), lacks)?;
-    let mut after = params.clone();
-    trained.move_statistics(&mut after);
-    for (def, value) in after.iter().filter(|(def, _)| !def.kind.is_learned() && !lacks.contains(&def.name)) {
-        out.insert(format!("state.{}", def.name), value.clone())?;
-    }
-    Ok(out)
-}
 
-fn insert_gradients(out: &mut StateDict, gradients: &Gradients, lacks: &[String]) -> Result<()> {
-    for (def, value) in gradients.iter().filter(|(def, _)| !lacks.contains(&def.name)) {
-        out.insert(format!("grad.{}", def.name), value.clone())?;
-    }
-    gradients.input().map_or(Ok(()), |value| out.insert("grad.input", value.clone()))
-}
-
-/// `weight` times the mean cross entropy of logits `[n, classes, 1, 1]`, and its gradient.
-fn cross_entropy(logits: &Value<f64>, labels: &[usize], weight: f64) -> Result<(f64, Value<f64>)> {
-    let [n, classes, _, _] = logits.shape;
-    let (mut loss, mut data) = (0.0, vec![]);
-    for (i, (row, &label)) in logits.data.chunks_exact(classes).zip(labels).enumerate() {
-        if label >= classes {
-            return Err(Error::mismatch(format!("label {i}"), "class", format!("below {classes}"), label));
+    /// Writes `grad.<parameter>`, `grad.input` and `state.<running statistic>`.
+    fn insert(&self, gradients: &Gradients, after: &Params, out: &mut StateDict) -> Result<()> {
+        for (def, value) in gradients.iter().filter(|(def, _)| !self.lacks.contains(&def.name)) {
+            out.insert(format!("grad.{}", def.name), value.clone())?;
         }
-        let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = row.iter().map(|v| (v - most).exp()).sum();
-        loss += weight * (sum.ln() + most - row[label]) / n as f64;
-        let wanted = |c| if c == label { 1.0 } else { 0.0 };
-        data.extend(row.iter().enumerate().map(|(c, v)| weight * ((v - most).exp() / sum - wanted(c)) / n as f64));
+        if let Some(value) = gradients.input() {
+            out.insert("grad.input", value.clone())?;
+        }
+        for (def, value) in after.iter().filter(|(d, _)| !d.kind.is_learned() && !self.lacks.contains(&d.name)) {
+            out.insert(format!("state.{}", def.name), value.clone())?;
+        }
+        Ok(())
     }
-    Ok((loss, Value { shape: logits.shape, data }))
 }
