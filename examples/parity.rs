@@ -15,7 +15,7 @@
 
 #[path = "support/foreign.rs"]
 mod foreign;
-#[path = "support/step.rs"]
+#[path = "support/parity_step.rs"]
 mod step;
 
 use clap::Parser;
