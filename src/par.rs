@@ -1,15 +1,18 @@
-//! Threads: the only file that names rayon.
+//! Threads: the only room that names rayon.
 //!
 //! A run is one parallel region in which every worker walks the same list of steps and *assists*: it takes tiles of the
 //! current step from a shared counter until none are left, waits for those still being computed, and goes on. The
-//! calling thread is a worker too and could finish every tile alone, so a pool that is busy elsewhere delays nothing and
-//! cannot deadlock, and a helper that comes late joins where the others are. Since tiles are cut by shape and never by
-//! thread count, results have the same bits for any number of threads.
+//! calling thread is a worker too and could finish every tile alone, so helpers that are busy elsewhere delay nothing,
+//! nothing can deadlock whichever pool or executor the caller belongs to, and a helper that comes late joins where the
+//! others are. Since tiles are cut by shape and never by thread count, results have the same bits for any number of
+//! threads. Helpers sleep between runs; waking them allocates nothing.
 #![allow(unsafe_code, reason = "passes on the tile contract of kernels")]
 
-use std::collections::HashMap;
+mod crew;
+
+use crew::Crew;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, OnceLock};
 
 /// A list of steps, each cut into tiles.
 pub trait Steps: Sync {
@@ -30,15 +33,15 @@ pub trait Steps: Sync {
 /// A fixed number of workers.
 pub struct Team {
     threads: usize,
-    /// `threads − 1` helpers; none for a serial team, which never touches a pool.
-    pool: Option<Arc<rayon::ThreadPool>>,
+    /// `threads − 1` helpers; none for a serial team, which never starts a thread.
+    crew: Option<Arc<Crew>>,
 }
 
 impl Team {
     /// A team of `threads` workers, the calling thread among them. If the system refuses threads, the team is serial.
     pub fn new(threads: usize) -> Self {
-        let pool = if threads > 1 { helpers(threads - 1) } else { None };
-        Team { threads: if pool.is_some() { threads } else { 1 }, pool }
+        let crew = if threads > 1 { Crew::of(threads - 1) } else { None };
+        Team { threads: if crew.is_some() { threads } else { 1 }, crew }
     }
 
     /// Workers, the calling thread included.
@@ -51,7 +54,7 @@ impl Team {
     /// # Safety
     /// `program` must be sound to run: see [`Steps::compute`].
     pub unsafe fn run(&self, program: &impl Steps, progress: &[Progress]) {
-        let Some(pool) = &self.pool else {
+        let Some(crew) = &self.crew else {
             for step in 0..program.steps() {
                 for tile in 0..program.tiles(step) {
                     // SAFETY: one thread, in order; the caller vouches for the program.
@@ -66,13 +69,7 @@ impl Team {
             p.done.store(0, Relaxed);
         }
         let broken = AtomicBool::new(false);
-        pool.in_place_scope(|scope| {
-            for worker in 1..self.threads {
-                let broken = &broken;
-                scope.spawn(move |_| assist(program, progress, worker, broken));
-            }
-            assist(program, progress, 0, &broken);
-        });
+        crew.assisted(self.threads - 1, &|worker| assist(program, progress, worker, &broken));
     }
 }
 
@@ -147,20 +144,8 @@ fn assist(program: &impl Steps, progress: &[Progress], worker: usize, broken: &A
     }
 }
 
-/// A pool of `n` helper threads, shared by every plan that asks for as many.
-fn helpers(n: usize) -> Option<Arc<rayon::ThreadPool>> {
-    static POOLS: OnceLock<Mutex<HashMap<usize, Arc<rayon::ThreadPool>>>> = OnceLock::new();
-    let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(pool) = pools.get(&n) {
-        return Some(pool.clone());
-    }
-    let named = rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("convzoo-{i}"));
-    let pool = Arc::new(named.build().ok()?);
-    pools.insert(n, pool.clone());
-    Some(pool)
-}
-
-/// Threads worth using by default: what the scheduler grants this process, cgroup limits included.
+/// Threads worth using by default: as many as the processors this process may use at once, by its affinity mask and by
+/// the CPU quota of its control group (a container's limit), both of which the standard library reads.
 pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -234,5 +219,44 @@ mod tests {
         // SAFETY: the program is safe code.
         unsafe { team.run(&chain, &progress) };
         assert_eq!(chain.sums[1].load(Relaxed), 10);
+    }
+
+    #[test]
+    fn jobs_posted_from_many_threads_at_once_are_all_done_and_the_crew_goes_home() {
+        let run = |threads: usize| {
+            let team = Team::new(threads);
+            for jobs in 0..200 {
+                let done: Vec<_> = (0..jobs).map(|_| AtomicUsize::new(0)).collect();
+                team.share(jobs, &|i| drop(done[i].fetch_add(1, Relaxed)));
+                assert!(done.iter().all(|n| n.load(Relaxed) == 1));
+            }
+        };
+        for _ in 0..3 {
+            std::thread::scope(|scope| (0..8).for_each(|i| drop(scope.spawn(move || run(2 + i % 2)))));
+        }
+    }
+
+    #[test]
+    fn a_job_may_share_out_jobs_of_its_own() {
+        let (outer, inner) = (Team::new(3), Team::new(3));
+        let sum = AtomicUsize::new(0);
+        outer.share(10, &|i| inner.share(10, &|j| drop(sum.fetch_add(i * 10 + j, Relaxed))));
+        assert_eq!(sum.load(Relaxed), (0..100).sum::<usize>());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn default_threads_keep_to_the_affinity_mask_and_the_quota_of_the_control_group() {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let status = read("/proc/self/status");
+        let mask = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed:")).expect("Linux has it");
+        let allowed: u32 = mask.trim().split(',').map(|m| u32::from_str_radix(m, 16).unwrap().count_ones()).sum();
+        // `max 100000` without a limit; the second version of control groups has one file for both numbers.
+        let groups = read("/proc/self/cgroup");
+        let group = groups.lines().find_map(|l| l.strip_prefix("0::")).unwrap_or("/");
+        let quota = read(&format!("/sys/fs/cgroup{group}/cpu.max"));
+        let quota: Vec<usize> = quota.split_whitespace().map_while(|n| n.parse().ok()).collect();
+        let most = if let [quota, period] = quota[..] { (quota / period).max(1) } else { usize::MAX };
+        assert!((1..=most.min(allowed as usize)).contains(&default_threads()), "{} of {mask}", default_threads());
     }
 }

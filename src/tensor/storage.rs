@@ -12,12 +12,26 @@ const ALIGN: usize = 64;
 const NATURAL: usize = 16;
 
 /// A buffer of `len` floats aligned to 64 bytes, its memory a whole number of cache lines.
+///
+/// On Linux a buffer of several megabytes asks for pages of 2 MiB: touching it for the first time then costs a tenth, and
+/// reading it misses fewer translations.
 pub struct AlignedBuf {
     /// Invariant: `len` initialised floats, rounded up to a whole line, lie here on a 64-byte boundary.
     data: NonNull<f32>,
-    /// What the allocator gave for `layout(len)`; dangling if `len` is 0.
-    block: NonNull<u8>,
     len: usize,
+    block: Block,
+}
+
+/// Whose memory it is.
+enum Block {
+    /// Nobody's: there are no floats.
+    None,
+    /// What the allocator gave for `layout(len)`.
+    Heap(NonNull<u8>),
+    /// The system's own; returned to it when dropped.
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[expect(dead_code, reason = "owns what `data` points to")]
+    Mapped(memmap2::MmapMut),
 }
 
 // SAFETY: the buffer owns its memory, and floats may be used from any thread.
@@ -37,14 +51,17 @@ impl AlignedBuf {
         if len == 0 {
             #[repr(align(64))]
             struct Line;
-            let (data, block) = (NonNull::<Line>::dangling().cast(), NonNull::dangling());
-            return Some(AlignedBuf { data, block, len });
+            return Some(AlignedBuf { data: NonNull::<Line>::dangling().cast(), len, block: Block::None });
+        }
+        #[cfg(all(target_os = "linux", not(miri)))]
+        if len >= LARGE_PAGE / size_of::<f32>() {
+            return mapped(len);
         }
         // SAFETY: the layout is not empty.
         let block = NonNull::new(unsafe { alloc_zeroed(layout(len)?) })?;
         // SAFETY: the block is aligned to `NATURAL`, so at most `ALIGN − NATURAL` bytes are skipped, which the layout has.
         let data = unsafe { block.add(block.align_offset(ALIGN)) }.cast();
-        Some(AlignedBuf { data, block, len })
+        Some(AlignedBuf { data, len, block: Block::Heap(block) })
     }
 
     /// `len` zeros. Aborts like `Vec` when memory runs out.
@@ -57,11 +74,29 @@ impl AlignedBuf {
     }
 }
 
+#[cfg(all(target_os = "linux", not(miri)))]
+const LARGE_PAGE: usize = 2 << 20;
+
+/// `len` zeros on large pages, as far as they are filled: where less than a sixteenth would be wasted, the last one too.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn mapped(len: usize) -> Option<AlignedBuf> {
+    let bytes = layout(len)?.size();
+    // One page more than needed, to begin at a boundary; what is never touched takes no memory.
+    let room = bytes.checked_next_multiple_of(LARGE_PAGE)?;
+    let mut map = memmap2::MmapMut::map_anon(room.checked_add(LARGE_PAGE)?).ok()?;
+    let skipped = map.as_ptr().align_offset(LARGE_PAGE);
+    let whole = if room - bytes <= bytes / 16 { room } else { room - LARGE_PAGE };
+    // A wish: the memory is as good without.
+    let _ = map.advise_range(memmap2::Advice::HugePage, skipped, whole);
+    let data = NonNull::from(&mut map[skipped..][..bytes]).cast();
+    Some(AlignedBuf { data, len, block: Block::Mapped(map) })
+}
+
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if let (1.., Some(layout)) = (self.len, layout(self.len)) {
+        if let (Block::Heap(block), Some(layout)) = (&self.block, layout(self.len)) {
             // SAFETY: `try_zeros` allocated the block with this layout.
-            unsafe { dealloc(self.block.as_ptr(), layout) };
+            unsafe { dealloc(block.as_ptr(), layout) };
         }
     }
 }
@@ -102,7 +137,7 @@ mod tests {
 
     #[test]
     fn buffers_are_aligned_zeroed_and_exactly_long() {
-        for len in [0, 1, 15, 16, 17, 1000, 1 << 20] {
+        for len in [0, 1, 15, 16, 17, 1000, 1 << 19, (1 << 20) + 3] {
             let mut buf = AlignedBuf::zeros(len);
             assert_eq!((buf.len(), buf.as_ptr() as usize % 64), (len, 0));
             assert!(buf.iter().all(|&v| v == 0.0));
