@@ -105,6 +105,10 @@ pub struct Progress {
     done: AtomicUsize,
 }
 
+/// Looks at a step that others still compute before offering the processor to someone else: longer than a tile should
+/// take, shorter than a slice of the scheduler's.
+const SPINS: u32 = 5_000;
+
 /// Tells the other workers to stop waiting if this one unwinds.
 struct Alarm<'a>(&'a AtomicBool);
 
@@ -139,7 +143,7 @@ fn assist(program: &impl Steps, progress: &[Progress], worker: usize, broken: &A
                 return;
             }
             spins += 1;
-            if spins < 20_000 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
     }
 }
@@ -227,7 +231,9 @@ mod tests {
             let team = Team::new(threads);
             for jobs in 0..200 {
                 let done: Vec<_> = (0..jobs).map(|_| AtomicUsize::new(0)).collect();
-                team.share(jobs, &|i| drop(done[i].fetch_add(1, Relaxed)));
+                team.share(jobs, &|i| {
+                    done[i].fetch_add(1, Relaxed);
+                });
                 assert!(done.iter().all(|n| n.load(Relaxed) == 1));
             }
         };
@@ -240,7 +246,11 @@ mod tests {
     fn a_job_may_share_out_jobs_of_its_own() {
         let (outer, inner) = (Team::new(3), Team::new(3));
         let sum = AtomicUsize::new(0);
-        outer.share(10, &|i| inner.share(10, &|j| drop(sum.fetch_add(i * 10 + j, Relaxed))));
+        outer.share(10, &|i| {
+            inner.share(10, &|j| {
+                sum.fetch_add(i * 10 + j, Relaxed);
+            });
+        });
         assert_eq!(sum.load(Relaxed), (0..100).sum::<usize>());
     }
 
