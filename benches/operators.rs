@@ -42,7 +42,7 @@ impl Prepared {
     fn run(&mut self) {
         let mut inputs = [std::ptr::null(); 4];
         inputs.iter_mut().zip(&self.inputs).for_each(|(slot, input)| *slot = input.as_ptr());
-        let io = Io { inputs, output: self.output.as_mut_ptr() };
+        let io = Io::new(&inputs, self.output.as_mut_ptr());
         for tile in 0..self.kernel.tiles() {
             // SAFETY: the buffers have the extents of the maps the kernel was prepared for.
             unsafe { self.kernel.run(tile, &io, &mut self.scratch) };

@@ -31,16 +31,16 @@ pub(super) struct Layout {
     pub(super) border: Option<Border>,
 }
 
-struct Buffer {
-    len: usize,
+pub(super) struct Buffer {
+    pub(super) len: usize,
     /// Steps (unit positions) from the first write to the last read, inclusive.
-    first: usize,
-    last: usize,
+    pub(super) first: usize,
+    pub(super) last: usize,
 }
 
 /// The distance between pixels of a buffer of `c` channels: whole cache lines, and never a multiple of 4 KB, at which
 /// all pixels of a tile would fall into the same sets of the L1 cache.
-fn pixel_stride(c: usize, pixels: usize) -> usize {
+pub(super) fn pixel_stride(c: usize, pixels: usize) -> usize {
     if c < 16 || pixels == 1 {
         return c;
     }
@@ -52,33 +52,9 @@ impl Layout {
     /// Places every value of `program`. `border` is the stem's wish for a padded input. Concatenations whose inputs all
     /// write in place disappear; see [`Layout::copies`] for the others.
     pub(super) fn new(program: &Program, border: Option<Border>) -> Self {
-        let mut places: Vec<Option<Place>> = vec![None; program.shapes.len()];
-        let mut buffers = Vec::new();
-        let input = program.units.iter().find(|u| matches!(u.op, Op::Input { .. })).map(|u| u.output);
-        // From the last to the first, so that a concatenation inside another one is placed as a slice of it.
-        for unit in program.units.iter().rev() {
-            let shape = program.shape(unit.output);
-            let place = *places[unit.output.index()].get_or_insert_with(|| match border {
-                Some(border) if Some(unit.output) == input => padded(shape, border, &mut buffers),
-                _ => fresh(shape, &mut buffers),
-            });
-            if !matches!(unit.op, Op::Concat) {
-                continue;
-            }
-            let mut offset = 0;
-            for &value in &unit.inputs {
-                let [n, c, h, w] = program.shape(value);
-                if places[value.index()].is_none() && Some(value) != input {
-                    let map = Map::new([n, h, w, c], place.map.ld);
-                    places[value.index()] = Some(Place { buffer: place.buffer, offset: place.offset + offset, map });
-                }
-                offset += c;
-            }
-        }
-        let offsets;
-        let len;
+        let (places, mut buffers) = places(program, border);
         lifetimes(program, &places, &mut buffers);
-        (offsets, len) = pack(&buffers);
+        let (offsets, len) = pack(&buffers);
         Layout { places, offsets, len, border }
     }
 
@@ -95,23 +71,45 @@ impl Layout {
 
     /// The inputs of a concatenation that could not be written in place, each with the place it must be copied to.
     pub(super) fn copies(&self, program: &Program, inputs: &[NodeId], output: NodeId) -> Vec<(NodeId, usize, Map)> {
-        let whole = self.place(output);
-        let mut offset = 0;
-        let mut copies = Vec::new();
-        for &value in inputs {
-            let [n, c, h, w] = program.shape(value);
-            let there = Place {
-                buffer: whole.buffer,
-                offset: whole.offset + offset,
-                map: Map::new([n, h, w, c], whole.map.ld),
-            };
-            if self.place(value) != there {
-                copies.push((value, self.offsets[there.buffer] + there.offset, there.map));
-            }
-            offset += c;
-        }
-        copies
+        let parts = parts(program, self.place(output), inputs);
+        let copied = parts.into_iter().filter(|&(value, there)| self.place(value) != there);
+        copied.map(|(value, there)| (value, self.offsets[there.buffer] + there.offset, there.map)).collect()
     }
+}
+
+/// The place of every input within the place of their concatenation.
+pub(super) fn parts(program: &Program, whole: Place, inputs: &[NodeId]) -> Vec<(NodeId, Place)> {
+    let mut channel = 0;
+    let part = |&value: &NodeId| {
+        let [n, c, h, w] = program.shape(value);
+        let map = Map::new([n, h, w, c], whole.map.ld);
+        channel += c;
+        (value, Place { buffer: whole.buffer, offset: whole.offset + channel - c, map })
+    };
+    inputs.iter().map(part).collect()
+}
+
+/// The place of every value of `program`, and the buffers. From the last unit to the first, so that a concatenation inside
+/// another one is placed as a slice of it.
+pub(super) fn places(program: &Program, border: Option<Border>) -> (Vec<Option<Place>>, Vec<Buffer>) {
+    let mut places: Vec<Option<Place>> = vec![None; program.shapes.len()];
+    let mut buffers = Vec::new();
+    let input = program.units.iter().find(|u| matches!(u.op, Op::Input { .. })).map(|u| u.output);
+    for unit in program.units.iter().rev() {
+        let shape = program.shape(unit.output);
+        let place = *places[unit.output.index()].get_or_insert_with(|| match border {
+            Some(border) if Some(unit.output) == input => padded(shape, border, &mut buffers),
+            _ => fresh(shape, &mut buffers),
+        });
+        if matches!(unit.op, Op::Concat) {
+            for (value, there) in parts(program, place, &unit.inputs) {
+                if Some(value) != input {
+                    places[value.index()].get_or_insert(there);
+                }
+            }
+        }
+    }
+    (places, buffers)
 }
 
 fn fresh([n, c, h, w]: [usize; 4], buffers: &mut Vec<Buffer>) -> Place {
@@ -142,7 +140,7 @@ fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer]
 }
 
 /// Largest first, each at the lowest offset that no buffer alive at the same time covers.
-fn pack(buffers: &[Buffer]) -> (Vec<usize>, usize) {
+pub(super) fn pack(buffers: &[Buffer]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].len), i));
     let mut offsets = vec![0; buffers.len()];

@@ -14,6 +14,7 @@ mod prepare;
 mod program;
 pub mod reference;
 mod run;
+mod train;
 mod unpacked;
 
 pub use crate::kernels::conv::Precision;
@@ -21,3 +22,4 @@ pub use gradients::Gradients;
 pub use mode::{Noise, RunningStatistics, TrainOptions};
 pub use plan::{Plan, PlanOptions};
 pub use run::{Outputs, StepTime};
+pub use train::TrainPlan;

@@ -121,7 +121,7 @@ impl Plan {
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
         let weight_bytes = steps.iter().map(|s| s.kernel.resident_bytes()).sum();
-        let runner = Runner::new(team, &steps, layout.len, outputs.len())?;
+        let runner = Runner::new(team, &steps, layout.len, 1 + outputs.len())?;
         Ok(Plan { input, steps, outputs, runner, notes: program.notes, isa, weight_bytes })
     }
 
@@ -198,7 +198,7 @@ fn wanted(graph: &Graph, options: &PlanOptions) -> Result<Vec<(String, NodeId)>>
 
 /// If the image goes into nothing but one convolution of few channels, the packing step writes that convolution's zero
 /// border too, and a row of its kernel becomes one contiguous run of taps.
-fn stem_border(program: &Program) -> Option<Border> {
+pub(super) fn stem_border(program: &Program) -> Option<Border> {
     let image = program.units.iter().find(|u| matches!(u.op, Op::Input { .. }))?.output;
     let mut readers = program.units.iter().filter(|u| u.reads().any(|v| v == image));
     let (Some(stem), None) = (readers.next(), readers.next()) else { return None };

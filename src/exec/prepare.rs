@@ -23,11 +23,12 @@ pub(super) enum Slot {
     None,
     /// Floats from the start of the arena.
     Arena(usize),
-    /// The caller's image.
-    Image,
-    /// An output tensor.
-    Output(usize),
+    /// The memory outside the plan of this number, named anew for every run.
+    Outside(usize),
 }
+
+/// Outside a plan: the caller's image, then the output tensors.
+pub(super) const IMAGE: usize = 0;
 
 /// A kernel and where it reads and writes.
 pub(super) struct Step {
@@ -36,6 +37,8 @@ pub(super) struct Step {
     pub(super) tiles: usize,
     pub(super) inputs: [Slot; MAX_INPUTS],
     pub(super) output: Slot,
+    /// The kernel's further results, if it has any.
+    pub(super) also: [Slot; 2],
     pub(super) path: String,
     pub(super) shape: [usize; 4],
     pub(super) fused: Vec<&'static str>,
@@ -72,7 +75,7 @@ pub(super) fn steps(program: &mut Program, layout: &Layout, means: Means<'_>) ->
         let kernel = kernels::layout::to_nchw(layout.place(value).map, isa);
         let mut step = maker.step(Box::new(kernel), "output", value);
         step.inputs[0] = Slot::Arena(layout.address(value));
-        step.output = Slot::Output(i);
+        step.output = Slot::Outside(1 + i);
         maker.steps.push(step);
     }
     let Maker { steps, notes, .. } = maker;
@@ -86,6 +89,24 @@ fn weight(unit: &Unit) -> Option<ParamId> {
         Op::Conv { weight, .. } | Op::DeformConv { weight, .. } | Op::Linear { weight, .. } => Some(weight),
         _ => None,
     }
+}
+
+/// The geometry of a convolution of one group that reads and writes `maps`, the first of which shows an image of `size`
+/// and, if it is `bordered`, the padding around it.
+pub(super) fn geometry(
+    unit: &Unit,
+    [input, output]: [Map; 2],
+    size: [usize; 2],
+    window: Window,
+    bordered: bool,
+) -> Result<ConvSpec> {
+    let mut placed = window.place(size, &unit.path)?;
+    if bordered {
+        placed.before = [0; 2];
+        placed.input = [input.h, input.w];
+    }
+    let epilogue = Epilogue { activation: unit.activation, residual: None };
+    Ok(ConvSpec { input, output, window, placed, groups: 1, epilogue })
 }
 
 struct Maker<'a> {
@@ -112,6 +133,7 @@ impl Maker<'_> {
             kernel,
             inputs: [Slot::None; MAX_INPUTS],
             output: Slot::Arena(self.layout.address(value)),
+            also: [Slot::None; 2],
             path: path.to_owned(),
             shape: self.program.shape(value),
             fused: Vec::new(),
@@ -204,7 +226,7 @@ impl Maker<'_> {
         let before = self.layout.border.map_or([0; 2], |border| border.before);
         let kernel = kernels::layout::from_nchw([n, c, h, w], self.map(unit.output), before, self.isa);
         let mut step = self.step(Box::new(kernel), "input", unit.output);
-        step.inputs[0] = Slot::Image;
+        step.inputs[0] = Slot::Outside(IMAGE);
         self.steps.push(step);
         Ok(())
     }
@@ -243,16 +265,11 @@ impl Maker<'_> {
     fn spec(&self, unit: &Unit, window: Window, groups: usize) -> Result<(ConvSpec, bool)> {
         let value = unit.inputs[0];
         let [_, _, h, w] = self.program.shape(value);
-        let mut placed = window.place([h, w], &unit.path)?;
-        let input = self.map(value);
-        let padded = [input.h, input.w] != [h, w] || (self.layout.border.is_some() && self.is_image(value));
-        if padded {
-            placed.before = [0; 2];
-            placed.input = [input.h, input.w];
-        }
-        let residual = unit.residual.map(|value| self.map(value).ld);
-        let epilogue = Epilogue { activation: unit.activation, residual };
-        Ok((ConvSpec { input, output: self.map(unit.output), window, placed, groups, epilogue }, padded))
+        let bordered = self.layout.border.is_some() && self.is_image(value);
+        let mut spec = geometry(unit, [self.map(value), self.map(unit.output)], [h, w], window, bordered)?;
+        spec.groups = groups;
+        spec.epilogue.residual = unit.residual.map(|value| self.map(value).ld);
+        Ok((spec, bordered))
     }
 
     fn is_image(&self, value: NodeId) -> bool {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "kernels run on raw pointers into one arena; the layout proves them apart")]
 
 use super::plan::Plan;
-use super::prepare::{Slot, Step};
+use super::prepare::{IMAGE, Slot, Step};
 use crate::error::{Error, Result};
 use crate::kernels::{Io, MAX_INPUTS};
 use crate::par::{Progress, Steps, Team};
@@ -18,20 +18,40 @@ pub(super) struct Runner {
     scratch: AlignedBuf,
     scratch_len: usize,
     progress: Vec<Progress>,
-    outputs: Vec<Pointer>,
+    /// What [`Slot::Outside`] stands for in the current run.
+    pub(super) outside: Vec<Pointer>,
 }
 
-/// A place to write to, valid during one run.
+/// Memory outside the plan, valid during one run.
 #[derive(Clone, Copy)]
-struct Pointer(*mut f32);
+pub(super) struct Pointer(*mut f32);
 
-// SAFETY: the pointer is only followed inside `Plan::run`, which holds the plan mutably.
+impl Pointer {
+    /// Memory of another kind, that steps read only.
+    pub(super) fn of<T>(value: &T) -> Self {
+        Pointer(std::ptr::from_ref(value).cast_mut().cast())
+    }
+
+    pub(super) const NONE: Pointer = Pointer(std::ptr::null_mut());
+
+    /// Memory that steps read only.
+    pub(super) fn to(values: &[f32]) -> Self {
+        Pointer(values.as_ptr().cast_mut())
+    }
+
+    /// Memory that steps may write.
+    pub(super) fn to_mut(values: &mut [f32]) -> Self {
+        Pointer(values.as_mut_ptr())
+    }
+}
+
+// SAFETY: the pointer is only followed inside `Runner::run`, whose caller vouches for it.
 unsafe impl Send for Pointer {}
 // SAFETY: as above; workers write through it at disjoint tiles.
 unsafe impl Sync for Pointer {}
 
 impl Runner {
-    pub(super) fn new(team: Team, steps: &[Step], arena: usize, outputs: usize) -> Result<Self> {
+    pub(super) fn new(team: Team, steps: &[Step], arena: usize, outside: usize) -> Result<Self> {
         let longest = steps.iter().map(|s| s.kernel.scratch()).max().unwrap_or(0);
         let scratch_len = longest.next_multiple_of(16);
         let buffer = |len: usize| {
@@ -43,7 +63,7 @@ impl Runner {
             scratch: buffer(scratch_len * team.threads())?,
             scratch_len,
             progress: steps.iter().map(|_| Progress::default()).collect(),
-            outputs: vec![Pointer(std::ptr::null_mut()); outputs],
+            outside: vec![Pointer::NONE; outside],
             team,
         })
     }
@@ -51,16 +71,43 @@ impl Runner {
     pub(super) fn arena_bytes(&self) -> usize {
         self.arena.len() * size_of::<f32>()
     }
+
+    /// Bytes of what workers need beside the arena.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        self.scratch.len() * size_of::<f32>()
+    }
+
+    /// The arena, to read between runs.
+    pub(super) fn arena(&self) -> &[f32] {
+        &self.arena
+    }
+
+    /// Runs the steps `range` of those the runner was made for.
+    ///
+    /// # Safety
+    /// Every address of the steps lies in the arena with the extent its kernel was prepared for, apart from what is alive
+    /// at the same time; `outside` holds memory of the extent the kernels expect for every number they use, valid until
+    /// this returns, and none of it overlaps what is written.
+    pub(super) unsafe fn run(&mut self, steps: &[Step], range: Range<usize>) {
+        let run = Run {
+            steps: &steps[range.clone()],
+            arena: self.arena.as_mut_ptr(),
+            scratch: self.scratch.as_mut_ptr(),
+            scratch_len: self.scratch_len,
+            outside: &self.outside,
+        };
+        // SAFETY: passed on; `&mut self` keeps everyone else out of the arena.
+        unsafe { self.team.run(&run, &self.progress[range]) };
+    }
 }
 
 /// One run in progress.
 struct Run<'a> {
     steps: &'a [Step],
-    image: *const f32,
     arena: *mut f32,
     scratch: *mut f32,
     scratch_len: usize,
-    outputs: &'a [Pointer],
+    outside: &'a [Pointer],
 }
 
 // SAFETY: workers follow the pointers only inside `compute`, at the disjoint tiles and scratch areas handed to them.
@@ -72,8 +119,7 @@ impl Run<'_> {
             Slot::None => std::ptr::null_mut(),
             // SAFETY: the layout keeps every address inside the arena.
             Slot::Arena(offset) => unsafe { self.arena.add(offset) },
-            Slot::Image => self.image.cast_mut(),
-            Slot::Output(i) => self.outputs[i].0,
+            Slot::Outside(i) => self.outside[i].0,
         }
     }
 }
@@ -91,7 +137,7 @@ impl Steps for Run<'_> {
         let step = &self.steps[step];
         let mut inputs = [std::ptr::null(); MAX_INPUTS];
         inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot).cast_const());
-        let io = Io { inputs, output: self.address(step.output) };
+        let io = Io { inputs, output: self.address(step.output), also: step.also.map(|slot| self.address(slot)) };
         // SAFETY: worker numbers are distinct, so the scratch areas are; the layout keeps maps that are alive at the
         // same time apart and inside the arena; the image was checked to have the planned shape; nothing writes to it.
         unsafe {
@@ -135,19 +181,12 @@ impl Plan {
         if image.shape() != self.input {
             return Err(Error::mismatch("input", "shape", format!("{:?}", self.input), format!("{:?}", image.shape())));
         }
-        let runner = &mut self.runner;
-        let tensors = self.outputs.iter_mut().map(|(_, tensor)| tensor.as_mut_slice().as_mut_ptr());
-        runner.outputs.iter_mut().zip(tensors).for_each(|(slot, pointer)| *slot = Pointer(pointer));
-        let run = Run {
-            steps: &self.steps[range.clone()],
-            image: image.as_slice().as_ptr(),
-            arena: runner.arena.as_mut_ptr(),
-            scratch: runner.scratch.as_mut_ptr(),
-            scratch_len: runner.scratch_len,
-            outputs: &runner.outputs,
-        };
-        // SAFETY: `run` upholds the contract of kernels as argued in `compute`, and `&mut self` keeps everyone else out.
-        unsafe { runner.team.run(&run, &runner.progress[range]) };
+        self.runner.outside[IMAGE] = Pointer::to(image.as_slice());
+        let outputs = self.outputs.iter_mut().map(|(_, tensor)| Pointer::to_mut(tensor.as_mut_slice()));
+        self.runner.outside[IMAGE + 1..].iter_mut().zip(outputs).for_each(|(slot, pointer)| *slot = pointer);
+        // SAFETY: the layout keeps maps that are alive at the same time apart and inside the arena; the image was checked
+        // to have the planned shape, the outputs have theirs.
+        unsafe { self.runner.run(&self.steps, range) };
         Ok(())
     }
 }
@@ -170,7 +209,7 @@ pub struct StepTime {
 /// The outputs of one run, by name.
 #[derive(Debug, Clone, Copy)]
 pub struct Outputs<'a> {
-    values: &'a [(String, Tensor)],
+    pub(super) values: &'a [(String, Tensor)],
 }
 
 impl<'a> Outputs<'a> {

@@ -381,7 +381,7 @@ mod tests {
                 let (mut memory, other) = (spread(&a, map), spread(&b, map));
                 let mut inputs = [std::ptr::null(); MAX_INPUTS];
                 (inputs[0], inputs[1]) = (memory.as_mut_ptr().cast_const(), other.as_ptr());
-                run_tiles(&add(map, map, map, None, isa), &Io { inputs, output: memory.as_mut_ptr() });
+                run_tiles(&add(map, map, map, None, isa), &Io::new(&inputs, memory.as_mut_ptr()));
                 let expected = spread(&naive::add(&a, &b), map);
                 assert_near(&memory, &expected, 0.0, &format!("{map:?} {}", isa.name()));
             }

@@ -165,7 +165,7 @@ pub(super) mod testing {
         let mut memory = vec![GUARD; output.extent() + 32];
         let mut pointers = [std::ptr::null(); MAX_INPUTS];
         pointers.iter_mut().zip(inputs).for_each(|(slot, input)| *slot = input.as_ptr());
-        run_tiles(kernel, &Io { inputs: pointers, output: memory.as_mut_ptr() });
+        run_tiles(kernel, &Io::new(&pointers, memory.as_mut_ptr()));
         let len = nchw(output).len();
         let values: Vec<f32> = (0..len).map(|i| memory[position(output, i)]).collect();
         (0..len).for_each(|i| memory[position(output, i)] = GUARD);

@@ -19,7 +19,9 @@ mod light;
 
 pub mod activation;
 pub mod elementwise;
+pub mod gradient;
 pub mod layout;
+pub mod noise;
 pub mod norm;
 pub mod pool;
 pub mod softmax;
@@ -79,8 +81,20 @@ pub struct Epilogue {
     pub residual: Option<usize>,
 }
 
+/// How a result meets what is in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// It replaces it.
+    Set,
+    /// It is added to it: a gradient with several sources.
+    Add,
+}
+
 /// Most maps a kernel reads.
-pub const MAX_INPUTS: usize = 4;
+pub const MAX_INPUTS: usize = 6;
+
+/// The input of a kernel whose packed weights come with every run.
+pub const WEIGHTS: usize = 4;
 
 /// Where a kernel reads and writes: pointers to the first element of each map it was prepared for.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +103,17 @@ pub struct Io {
     pub inputs: [*const f32; MAX_INPUTS],
     /// The map written.
     pub output: *mut f32,
+    /// What kernels that document further results write; else null.
+    pub also: [*mut f32; 2],
+}
+
+impl Io {
+    /// Reads `inputs`, in order, and writes `output`.
+    pub fn new(inputs: &[*const f32], output: *mut f32) -> Self {
+        let mut io = Io { inputs: [std::ptr::null(); MAX_INPUTS], output, also: [std::ptr::null_mut(); 2] };
+        io.inputs[..inputs.len()].copy_from_slice(inputs);
+        io
+    }
 }
 
 /// A prepared computation.

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "vector loops over raw pointers")]
 
+pub mod train;
+
 use super::light::{Light, Tiled, Tiling};
 use super::naive::LocalResponse;
 use super::{Io, Kernel, Map};

@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code, reason = "vector loops over raw pointers")]
 
+pub mod grad;
+
 use super::light::{Light, Tiled, Tiling};
 use super::{Io, Kernel, Map};
 use crate::shape::{Padding, Placed, Window};

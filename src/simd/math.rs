@@ -88,3 +88,63 @@ pub unsafe fn apply_activation<S: Simd>(activation: Option<Activation>, x: S::V)
         }
     }
 }
+
+/// `d · f'(x)` for the activation `f`, as PyTorch defines the derivative at the kinks.
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+pub unsafe fn activation_gradient<S: Simd>(activation: Activation, x: S::V, d: S::V) -> S::V {
+    // SAFETY: passed on.
+    unsafe {
+        let one = S::splat(1.0);
+        match activation {
+            Activation::Relu => S::where_positive(x, d),
+            Activation::Relu6 => S::where_positive(x, S::where_positive(S::sub(S::splat(6.0), x), d)),
+            Activation::Silu => {
+                let s = sigmoid::<S>(x);
+                S::mul(d, S::mul(s, S::fma(x, S::sub(one, s), one)))
+            }
+            Activation::Sigmoid => {
+                let s = sigmoid::<S>(x);
+                S::mul(d, S::mul(s, S::sub(one, s)))
+            }
+            Activation::HardSwish => {
+                let (three, third) = (S::splat(3.0), S::splat(1.0 / 3.0));
+                // 1 above 3, x/3 + ½ between, 0 below −3.
+                let inner = S::where_positive(S::sub(three, x), S::sub(S::fma(x, third, S::splat(0.5)), one));
+                S::where_positive(S::add(x, three), S::mul(d, S::add(one, inner)))
+            }
+            Activation::HardSigmoid => {
+                let three = S::splat(3.0);
+                let inner = S::where_positive(S::sub(three, x), S::mul(d, S::splat(1.0 / 6.0)));
+                S::where_positive(S::add(x, three), inner)
+            }
+        }
+    }
+}
+
+/// `d · f'(x)` for an activation known by its output `y = f(x)` alone; see [`has_output_gradient`].
+///
+/// # Safety
+/// The CPU has the instruction set of `S`.
+#[inline(always)]
+pub unsafe fn output_gradient<S: Simd>(activation: Activation, y: S::V, d: S::V) -> S::V {
+    // SAFETY: passed on.
+    unsafe {
+        let one = S::splat(1.0);
+        match activation {
+            Activation::Sigmoid => S::mul(d, S::mul(y, S::sub(one, y))),
+            Activation::HardSigmoid => {
+                S::where_positive(y, S::where_positive(S::sub(one, y), S::mul(d, S::splat(1.0 / 6.0))))
+            }
+            // Relu and Relu6 are the identity where they are not constant.
+            other => activation_gradient::<S>(other, y, d),
+        }
+    }
+}
+
+/// Whether the derivative of an activation follows from its output.
+pub const fn has_output_gradient(activation: Activation) -> bool {
+    !matches!(activation, Activation::Silu | Activation::HardSwish)
+}

@@ -59,7 +59,7 @@ mod scalar;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod simd128;
 
-pub use math::{apply_activation, exp, sigmoid, silu};
+pub use math::{activation_gradient, apply_activation, exp, has_output_gradient, output_gradient, sigmoid, silu};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use peak::peak_gflops;

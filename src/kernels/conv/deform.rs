@@ -14,7 +14,8 @@
 
 use super::ConvSpec;
 use super::grid::{Grid, Work};
-use super::indirect::{pack_groups, target};
+use super::indirect::target;
+use super::weights::{Direction, Form, GemmPacking, Packed, Packing, held};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
 use crate::kernels::{Io, Kernel, Map, Weights};
 use crate::simd::{Isa, Simd, Task};
@@ -49,35 +50,20 @@ pub fn deform(
     isa: Isa,
 ) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    let (taps, output) = (spec.window.taps(), spec.output);
-    assert!(sampling.groups > 0 && spec.input.c.is_multiple_of(sampling.groups));
-    let same_pixels = |map: &Map| (map.n, map.h, map.w) == (output.n, output.h, output.w);
-    assert!(same_pixels(&sampling.offset) && sampling.offset.c == 2 * sampling.groups * taps);
-    assert!(sampling.mask.is_none_or(|mask| same_pixels(&mask) && mask.c == sampling.groups * taps));
-    let extent = Extent { taps, k: spec.group_inputs(), n: spec.group_outputs() };
-    let gemms = pack_groups(&spec, extent, weight, bias, isa);
-    // Rows of samples start on a cache line.
-    let ld = spec.input.c.next_multiple_of(16);
-    let grid = Grid::cut(Work {
-        rows: output.pixels(),
-        panels: 1,
-        macs: output.pixels() * output.c * spec.depth(),
-        weights: gemms.iter().map(Gemm::resident_bytes).sum(),
-        activations: 4 * spec.input.c * spec.input.pixels(),
-        most_rows: (SAMPLES / (taps * ld)).clamp(24, 256),
-    });
-    Box::new(Deform { spec, sampling, gemms, zero: AlignedBuf::zeros(ld), ld, grid })
+    held(Box::new(Deform::new(spec, sampling, isa)), weight, bias)
 }
 
 /// Floats of samples per tile, so that they stay in the second cache.
 const SAMPLES: usize = 128 << 10;
 
 /// A prepared deformable convolution.
-struct Deform {
+pub(super) struct Deform {
     spec: ConvSpec,
     sampling: Sampling,
-    /// One per group.
-    gemms: Vec<Gemm>,
+    /// The product of every group.
+    gemm: Gemm,
+    /// Group after group.
+    weights: Packed,
     /// What lies outside the image: zeros for every channel.
     zero: AlignedBuf,
     /// Floats from the samples of one tap to those of the next.
@@ -86,16 +72,48 @@ struct Deform {
 }
 
 impl Deform {
+    /// See [`deform`].
+    pub(super) fn new(spec: ConvSpec, sampling: Sampling, isa: Isa) -> Self {
+        let (taps, output) = (spec.window.taps(), spec.output);
+        assert!(sampling.groups > 0 && spec.input.c.is_multiple_of(sampling.groups));
+        let same_pixels = |map: &Map| (map.n, map.h, map.w) == (output.n, output.h, output.w);
+        assert!(same_pixels(&sampling.offset) && sampling.offset.c == 2 * sampling.groups * taps);
+        assert!(sampling.mask.is_none_or(|mask| same_pixels(&mask) && mask.c == sampling.groups * taps));
+        let extent = Extent { taps, k: spec.group_inputs(), n: spec.group_outputs() };
+        let gemm = Gemm::new(extent, spec.epilogue.activation, isa);
+        // Rows of samples start on a cache line.
+        let ld = spec.input.c.next_multiple_of(16);
+        let grid = Grid::cut(Work {
+            rows: output.pixels(),
+            panels: 1,
+            macs: output.pixels() * output.c * spec.depth(),
+            weights: spec.groups * gemm.packed_bytes(),
+            activations: 4 * spec.input.c * spec.input.pixels(),
+            most_rows: (SAMPLES / (taps * ld)).clamp(24, 256),
+        });
+        Deform { spec, sampling, gemm, weights: Packed::Given, zero: AlignedBuf::zeros(ld), ld, grid }
+    }
+
     /// Floats that the pointers of a tile take, a whole number of cache lines.
     fn table_floats(&self) -> usize {
         (2 * self.spec.window.taps() * self.grid.tile_rows()).next_multiple_of(16)
     }
 }
 
+impl Form for Deform {
+    fn packing(&self, direction: Direction) -> Box<dyn Packing> {
+        GemmPacking::new(&self.gemm, &self.spec, direction)
+    }
+
+    fn hold(&mut self, packed: AlignedBuf) {
+        self.weights = Packed::Held(packed);
+    }
+}
+
 impl Kernel for Deform {
     fn name(&self) -> String {
         let version = if self.sampling.mask.is_some() { 2 } else { 1 };
-        let gemm = &self.gemms[0];
+        let gemm = &self.gemm;
         format!("deform_v{version}_{}_{} {}", self.spec.label(), gemm.tile_name(), gemm.isa().name())
     }
 
@@ -108,7 +126,7 @@ impl Kernel for Deform {
     }
 
     fn resident_bytes(&self) -> usize {
-        self.gemms.iter().map(Gemm::resident_bytes).sum::<usize>() + 4 * self.zero.len()
+        self.weights.bytes() + 4 * self.zero.len()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
@@ -119,7 +137,7 @@ impl Kernel for Deform {
         let (table, samples) = (table.as_mut_ptr().cast::<*const f32>(), samples.as_mut_ptr());
         // SAFETY: the table has room for a pointer per tap and row, the samples for `ld` floats for each; `io` fits.
         unsafe {
-            self.gemms[0].isa().run(Sample { deform: self, io, rows, samples });
+            self.gemm.isa().run(Sample { deform: self, io, rows, samples });
             for row in 0..m {
                 for tap in 0..taps {
                     *table.add(tap * m + row) = samples.add((row * taps + tap) * self.ld);
@@ -128,9 +146,55 @@ impl Kernel for Deform {
             // The shared part of convolutions finds the residual behind the one other input they have.
             let mut outer = *io;
             outer.inputs[1] = io.inputs[3];
-            for (group, gemm) in self.gemms.iter().enumerate() {
+            for group in 0..self.spec.groups {
+                let (gemm, packed) = (&self.gemm, self.weights.of(io).add(group * self.gemm.packed_len()));
                 let rows = Rows { table, stride: m, skip: group * self.spec.group_inputs() };
-                gemm.run(m, rows, 0..gemm.panels(), target(&self.spec, &outer, first, group));
+                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, &outer, first, group));
+            }
+        }
+    }
+}
+
+/// The samples a deformable convolution takes, as a map: those of tap `t` and channel `i` of group `g` at
+/// `g · taps · channels + t · channels + i`, where a group has `channels` of them. Inputs as [`deform`].
+pub(super) fn samples(spec: ConvSpec, sampling: Sampling, output: Map, isa: Isa) -> Box<dyn Kernel> {
+    Box::new(Samples { deform: Deform::new(spec, sampling, isa), output })
+}
+
+struct Samples {
+    deform: Deform,
+    output: Map,
+}
+
+impl Kernel for Samples {
+    fn name(&self) -> String {
+        format!("samples {}", self.deform.gemm.isa().name())
+    }
+
+    fn tiles(&self) -> usize {
+        self.deform.tiles()
+    }
+
+    fn scratch(&self) -> usize {
+        self.deform.scratch()
+    }
+
+    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let Deform { spec, ld, grid, gemm, .. } = &self.deform;
+        let (rows, _) = grid.tile(tile);
+        let (taps, channels, start) = (spec.window.taps(), spec.group_inputs(), rows.start);
+        let samples = scratch.as_mut_ptr();
+        // SAFETY: the scratch holds `ld` floats for every tap and row; the rows are pixels of the output.
+        unsafe {
+            gemm.isa().run(Sample { deform: &self.deform, io, rows: rows.clone(), samples });
+            for row in 0..rows.len() {
+                let to = io.output.add((start + row) * self.output.ld);
+                for tap in 0..taps {
+                    for group in 0..spec.groups {
+                        let from = samples.add((row * taps + tap) * ld + group * channels);
+                        std::ptr::copy_nonoverlapping(from, to.add((group * taps + tap) * channels), channels);
+                    }
+                }
             }
         }
     }
@@ -337,7 +401,7 @@ mod tests {
             let mut scratch = AlignedBuf::zeros(kernel.scratch());
             scratch.fill(f32::NAN);
             let output = y.as_mut_ptr();
-            let io = Io { inputs: [x.as_ptr(), offset.as_ptr(), mask.as_ptr(), output.cast_const()], output };
+            let io = Io::new(&[x.as_ptr(), offset.as_ptr(), mask.as_ptr(), output.cast_const()], output);
             for tile in (0..kernel.tiles()).rev() {
                 // SAFETY: all maps have their extent, the residual is the output, tiles run one after the other.
                 unsafe { kernel.run(tile, &io, &mut scratch) };
@@ -404,8 +468,7 @@ mod tests {
                 |kernel| {
                     let mut y = vec![0.0f32; spec.output.extent()];
                     let mut scratch = AlignedBuf::zeros(kernel.scratch());
-                    let null = std::ptr::null();
-                    let io = Io { inputs: [x.as_ptr(), offset.as_ptr(), null, null], output: y.as_mut_ptr() };
+                    let io = Io::new(&[x.as_ptr(), offset.as_ptr()], y.as_mut_ptr());
                     for tile in 0..kernel.tiles() {
                         // SAFETY: dense maps of their extents, no mask and no residual, one tile after the other.
                         unsafe { kernel.run(tile, &io, &mut scratch) };

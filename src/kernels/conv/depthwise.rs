@@ -2,7 +2,8 @@
 
 use super::ConvSpec;
 use super::slide::Slide;
-use crate::kernels::Kernel;
+use super::weights::held;
+use crate::kernels::{Kernel, Weights};
 use crate::simd::Isa;
 
 /// Prepares `y[p, c] = activation(b[c] + Σ_t w[c, t] · x[p·s + t·d, c] + residual[p, c])`, the convolution whose groups
@@ -13,7 +14,8 @@ use crate::simd::Isa;
 /// of fewer channels than a register has lanes, take a general loop.
 ///
 /// Panics if the groups are not single channels or the slices do not fit.
-pub fn depthwise(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn depthwise(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     assert!(spec.groups == spec.input.c && spec.groups == spec.output.c, "a depthwise convolution has single channels");
-    Box::new(Slide::new("depthwise", spec, weight, bias, isa))
+    spec.check(weight, bias);
+    held(Box::new(Slide::new("depthwise", spec, isa)), weight, bias)
 }

@@ -2,7 +2,8 @@
 
 use super::ConvSpec;
 use super::slide::Slide;
-use crate::kernels::Kernel;
+use super::weights::held;
+use crate::kernels::{Kernel, Weights};
 use crate::simd::Isa;
 
 /// Prepares `y[p, o] = activation(b[o] + Σ_{i,t} w[o, i, t] · x[p·s + t·d, g(o)·I + i] + residual[p, o])` for any number
@@ -14,6 +15,7 @@ use crate::simd::Isa;
 /// not fast.
 ///
 /// Panics if the groups do not divide the channels or the slices do not fit.
-pub fn grouped(spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
-    Box::new(Slide::new("grouped", spec, weight, bias, isa))
+pub fn grouped(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+    spec.check(weight, bias);
+    held(Box::new(Slide::new("grouped", spec, isa)), weight, bias)
 }

@@ -4,7 +4,8 @@
 
 use super::ConvSpec;
 use super::grid::{Grid, Work};
-use super::indirect::{Taps, pack_groups, target};
+use super::indirect::{Taps, target};
+use super::weights::{Direction, Form, GemmPacking, Packed, Packing, held};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
 use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::Isa;
@@ -13,44 +14,61 @@ use crate::tensor::AlignedBuf;
 /// Any convolution at all, any groups.
 pub fn im2col(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    let extent = Extent { taps: 1, k: spec.depth(), n: spec.group_outputs() };
-    let gemms = pack_groups(&spec, extent, weight, bias, isa);
-    let rows = spec.output.pixels();
-    let grid = Grid::cut(Work {
-        rows,
-        panels: spec.groups,
-        macs: rows * spec.output.c * spec.depth(),
-        weights: gemms.iter().map(Gemm::resident_bytes).sum(),
-        activations: 4 * spec.input.c * spec.input.pixels(),
-        most_rows: (COLUMNS / spec.depth()).clamp(24, 512),
-    });
-    Box::new(Im2col { spec, taps: Taps::of(&spec), gemms, zero: AlignedBuf::zeros(spec.input.c), grid })
+    held(Box::new(Im2col::new(spec, isa)), weight, bias)
 }
 
 /// Floats of gathered windows per tile, so that they stay in the second cache.
 const COLUMNS: usize = 64 << 10;
 
 /// A prepared convolution. Tiles are cut between groups, never within one: its windows are gathered once.
-struct Im2col {
+pub(super) struct Im2col {
     spec: ConvSpec,
     taps: Taps,
-    /// One per group.
-    gemms: Vec<Gemm>,
+    /// The product of every group.
+    gemm: Gemm,
+    /// Group after group.
+    weights: Packed,
     /// What lies in the padding: zeros for every channel.
     zero: AlignedBuf,
     grid: Grid,
 }
 
 impl Im2col {
+    pub(super) fn new(spec: ConvSpec, isa: Isa) -> Self {
+        let extent = Extent { taps: 1, k: spec.depth(), n: spec.group_outputs() };
+        let gemm = Gemm::new(extent, spec.epilogue.activation, isa);
+        let rows = spec.output.pixels();
+        let grid = Grid::cut(Work {
+            rows,
+            panels: spec.groups,
+            macs: rows * spec.output.c * spec.depth(),
+            weights: spec.groups * gemm.packed_bytes(),
+            activations: 4 * spec.input.c * spec.input.pixels(),
+            most_rows: (COLUMNS / spec.depth()).clamp(24, 512),
+        });
+        let zero = AlignedBuf::zeros(spec.input.c);
+        Im2col { spec, taps: Taps::of(&spec), gemm, weights: Packed::Given, zero, grid }
+    }
+
     /// Floats that the pointers of a tile take, a whole number of cache lines: taps for every row, then the rows.
     fn table_floats(&self) -> usize {
         (2 * (self.spec.window.taps() + 1) * self.grid.tile_rows()).next_multiple_of(16)
     }
 }
 
+impl Form for Im2col {
+    fn packing(&self, direction: Direction) -> Box<dyn Packing> {
+        GemmPacking::new(&self.gemm, &self.spec, direction)
+    }
+
+    fn hold(&mut self, packed: AlignedBuf) {
+        self.weights = Packed::Held(packed);
+    }
+}
+
 impl Kernel for Im2col {
     fn name(&self) -> String {
-        format!("im2col_{}_{} {}", self.spec.label(), self.gemms[0].tile_name(), self.gemms[0].isa().name())
+        format!("im2col_{}_{} {}", self.spec.label(), self.gemm.tile_name(), self.gemm.isa().name())
     }
 
     fn tiles(&self) -> usize {
@@ -62,7 +80,7 @@ impl Kernel for Im2col {
     }
 
     fn resident_bytes(&self) -> usize {
-        self.gemms.iter().map(Gemm::resident_bytes).sum::<usize>() + 4 * self.zero.len()
+        self.weights.bytes() + 4 * self.zero.len()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
@@ -88,9 +106,10 @@ impl Kernel for Im2col {
                         (0..channels).for_each(|c| *to.add(c) = *from.add(c));
                     }
                 }
-                let gemm = &self.gemms[group];
+                let (gemm, packed) = (&self.gemm, self.weights.of(io));
                 let rows = Rows { table: gathered, stride: m, skip: 0 };
-                gemm.run(m, rows, 0..gemm.panels(), target(&self.spec, io, first, group));
+                let packed = packed.add(group * gemm.packed_len());
+                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, io, first, group));
             }
         }
     }

@@ -7,9 +7,9 @@
 
 use super::ConvSpec;
 use super::grid::{Grid, Work};
-use crate::kernels::gemm::{EmptyPanel, Extent, Gemm, Rows, Target};
-use crate::kernels::weights::{Weights, fill, transpose};
-use crate::kernels::{Io, Kernel, Map};
+use super::weights::{Direction, Form, GemmPacking, Packed, Packing, held};
+use crate::kernels::gemm::{Extent, Gemm, Rows, Target};
+use crate::kernels::{Io, Kernel, Map, Weights};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
@@ -17,15 +17,13 @@ use std::ops::Range;
 /// Any convolution with groups that are wide enough to fill registers: window, stride, dilation and padding are free.
 pub fn indirect(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    let name = format!("indirect_{}", spec.label());
-    Box::new(Indirect::new(name, spec, Taps::of(&spec), weight, bias, isa))
+    held(Box::new(Indirect::any(spec, isa)), weight, bias)
 }
 
 /// 1×1 with stride 1 and one group: a plain product.
 pub fn pointwise(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    assert!(spec.groups == 1 && spec.window.is_pointwise());
-    Box::new(Indirect::new("pointwise".into(), spec, Taps::of(&spec), weight, bias, isa))
+    held(Box::new(Indirect::pointwise(spec, isa)), weight, bias)
 }
 
 /// For images of few channels: one tap is a row of the kernel, `kw · c` floats that lie together.
@@ -34,13 +32,7 @@ pub fn pointwise(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa
 /// One group, no dilation along the row.
 pub fn rows(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    let (window, placed) = (spec.window, spec.placed);
-    assert!(spec.groups == 1 && spec.input.ld == spec.input.c && placed.before == [0, 0] && window.dilation[1] == 1);
-    for axis in 0..2 {
-        assert!((placed.output[axis] - 1) * window.stride[axis] + window.span(axis) <= placed.input[axis]);
-    }
-    let taps = Taps { count: [window.kernel[0], 1], run: window.kernel[1] * spec.input.c, ..Taps::of(&spec) };
-    Box::new(Indirect::new(format!("rows_{}", spec.label()), spec, taps, weight, bias, isa))
+    held(Box::new(Indirect::rows(spec, isa)), weight, bias)
 }
 
 /// How output pixels find their input.
@@ -54,7 +46,7 @@ pub(super) struct Taps {
     dilation: [usize; 2],
     before: [usize; 2],
     /// Floats read at each tap.
-    run: usize,
+    pub(super) run: usize,
 }
 
 impl Taps {
@@ -69,6 +61,17 @@ impl Taps {
             before: spec.placed.before,
             run: spec.group_inputs(),
         }
+    }
+
+    /// One tap per row of the kernel: the input is dense and holds its padding.
+    pub(super) fn of_rows(spec: &ConvSpec) -> Self {
+        let (window, placed) = (spec.window, spec.placed);
+        assert!(spec.groups == 1 && spec.input.ld == spec.input.c);
+        assert!(placed.before == [0, 0] && window.dilation[1] == 1);
+        for axis in 0..2 {
+            assert!((placed.output[axis] - 1) * window.stride[axis] + window.span(axis) <= placed.input[axis]);
+        }
+        Taps { count: [window.kernel[0], 1], run: window.kernel[1] * spec.input.c, ..Taps::of(spec) }
     }
 
     /// Writes the input address of every tap of the output pixels `rows` to `table[tap · stride + i]`, `zero` for those
@@ -116,12 +119,14 @@ impl Taps {
 }
 
 /// A prepared convolution; the products of all groups share the table of pointers.
-struct Indirect {
+pub(super) struct Indirect {
     name: String,
     spec: ConvSpec,
     taps: Taps,
-    /// One per group.
-    gemms: Vec<Gemm>,
+    /// The product of every group.
+    gemm: Gemm,
+    /// Group after group.
+    weights: Packed,
     /// What lies in the padding: zeros for every channel.
     zero: AlignedBuf,
     grid: Grid,
@@ -131,47 +136,49 @@ struct Indirect {
 const MOST_ROWS: usize = 512;
 
 impl Indirect {
-    fn new(name: String, spec: ConvSpec, taps: Taps, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Self {
+    /// See [`indirect`].
+    pub(super) fn any(spec: ConvSpec, isa: Isa) -> Self {
+        Indirect::new(format!("indirect_{}", spec.label()), spec, Taps::of(&spec), isa)
+    }
+
+    /// See [`pointwise`].
+    pub(super) fn pointwise(spec: ConvSpec, isa: Isa) -> Self {
+        assert!(spec.groups == 1 && spec.window.is_pointwise());
+        Indirect::new("pointwise".into(), spec, Taps::of(&spec), isa)
+    }
+
+    /// See [`rows`].
+    pub(super) fn rows(spec: ConvSpec, isa: Isa) -> Self {
+        Indirect::new(format!("rows_{}", spec.label()), spec, Taps::of_rows(&spec), isa)
+    }
+
+    fn new(name: String, spec: ConvSpec, taps: Taps, isa: Isa) -> Self {
         let count = taps.count[0] * taps.count[1];
-        let extent = Extent { taps: count, k: taps.run, n: spec.group_outputs() };
-        let gemms = pack_groups(&spec, extent, weight, bias, isa);
+        let gemm =
+            Gemm::new(Extent { taps: count, k: taps.run, n: spec.group_outputs() }, spec.epilogue.activation, isa);
         let rows = spec.output.pixels();
         let work = Work {
             rows,
-            panels: spec.groups * gemms[0].panels(),
+            panels: spec.groups * gemm.panels(),
             macs: rows * spec.output.c * spec.depth(),
-            weights: gemms.iter().map(Gemm::resident_bytes).sum(),
+            weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
             most_rows: MOST_ROWS,
         };
-        let name = format!("{name}_{} {}", gemms[0].tile_name(), isa.name());
-        Indirect { name, spec, taps, gemms, zero: AlignedBuf::zeros(spec.input.c), grid: Grid::cut(work) }
+        let name = format!("{name}_{} {}", gemm.tile_name(), isa.name());
+        let zero = AlignedBuf::zeros(spec.input.c);
+        Indirect { name, spec, taps, gemm, weights: Packed::Given, zero, grid: Grid::cut(work) }
     }
 }
 
-/// Packs the weights of every group: tap `t`, position `k` of the run.
-pub(super) fn pack_groups(
-    spec: &ConvSpec,
-    extent: Extent,
-    weight: &dyn Weights,
-    bias: Option<&[f32]>,
-    isa: Isa,
-) -> Vec<Gemm> {
-    let (channels, taps, outputs) = (spec.group_inputs(), spec.window.taps(), spec.group_outputs());
-    let depth = channels * taps;
-    // Runs longer than the channels continue with the next tap of the same kernel row.
-    assert_eq!(extent.taps * extent.k, depth);
-    (0..spec.groups)
-        .map(|group| {
-            let pack = |panels: Vec<EmptyPanel<'_>>| {
-                fill(weight, [group * outputs, depth], panels, |values, first, panel| {
-                    transpose(values, [channels, taps], first, panel);
-                });
-            };
-            let bias = bias.map(|b| &b[group * outputs..][..outputs]);
-            Gemm::packed(extent, pack, bias, spec.epilogue.activation, isa)
-        })
-        .collect()
+impl Form for Indirect {
+    fn packing(&self, direction: Direction) -> Box<dyn Packing> {
+        GemmPacking::new(&self.gemm, &self.spec, direction)
+    }
+
+    fn hold(&mut self, packed: AlignedBuf) {
+        self.weights = Packed::Held(packed);
+    }
 }
 
 /// The rows of `C` from pixel `row` and the first channel of `group`.
@@ -205,7 +212,7 @@ impl Kernel for Indirect {
     }
 
     fn resident_bytes(&self) -> usize {
-        self.gemms.iter().map(Gemm::resident_bytes).sum::<usize>() + 4 * self.zero.len()
+        self.weights.bytes() + 4 * self.zero.len()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
@@ -215,15 +222,19 @@ impl Kernel for Indirect {
         let table = scratch.as_mut_ptr().cast::<*const f32>();
         // SAFETY: the scratch holds a pointer for every tap and row and is aligned to 64 bytes; `io` fits the maps.
         unsafe { self.taps.fill(rows, io.inputs[0], self.zero.as_ptr(), table, stride) };
-        let per_group = self.gemms[0].panels();
+        let (per_group, packed) = (self.gemm.panels(), self.weights.of(io));
         let mut panel = panels.start;
         while panel < panels.end {
             let group = panel / per_group;
             let until = panels.end.min((group + 1) * per_group);
             let rows = Rows { table, stride, skip: group * self.spec.group_inputs() };
             let range = panel - group * per_group..until - group * per_group;
-            // SAFETY: the table was just filled; the group's channels exist behind every pointer and in the output.
-            unsafe { self.gemms[group].run(m, rows, range, target(&self.spec, io, first, group)) };
+            // SAFETY: the table was just filled; the group's channels exist behind every pointer and in the output; its
+            // weights were packed.
+            unsafe {
+                let packed = packed.add(group * self.gemm.packed_len());
+                self.gemm.run(packed, m, rows, range, target(&self.spec, io, first, group));
+            }
             panel = until;
         }
     }

@@ -5,6 +5,7 @@
 
 mod deform;
 mod depthwise;
+pub mod grad;
 mod grid;
 mod grouped;
 mod im2col;
@@ -14,19 +15,21 @@ mod slide;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod weights;
 pub mod winograd;
 
 use crate::activation::Activation;
-use crate::kernels::weights::whole;
 use crate::kernels::{Epilogue, Kernel, Map, Weights};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
+use weights::{Form, held};
 
 pub use deform::{Sampling, deform};
 pub use depthwise::depthwise;
 pub use grouped::grouped;
 pub use im2col::im2col;
 pub use indirect::{indirect, pointwise, rows};
+pub use weights::{Direction, Learned};
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,14 +76,19 @@ impl ConvSpec {
 
     /// Panics unless all sizes agree with each other and with the weights: what every kernel relies on.
     pub fn check(&self, weight: &dyn Weights, bias: Option<&[f32]>) {
+        self.check_sizes();
+        assert_eq!(weight.count(), self.output.c * self.depth());
+        assert!(bias.is_none_or(|b| b.len() == self.output.c));
+    }
+
+    /// Panics unless all sizes agree with each other.
+    fn check_sizes(&self) {
         let ConvSpec { input, output, placed, groups, .. } = self;
         assert!(input.ld >= input.c && output.ld >= output.c && *groups > 0);
         assert!(input.c.is_multiple_of(*groups) && output.c.is_multiple_of(*groups) && output.c > 0 && input.c > 0);
         assert_eq!(([input.h, input.w], [output.h, output.w]), (placed.input, placed.output));
         assert_eq!(input.n, output.n);
         assert!(self.epilogue.residual.is_none_or(|ld| ld >= output.c));
-        assert_eq!(weight.count(), output.c * self.depth());
-        assert!(bias.is_none_or(|b| b.len() == output.c));
     }
 }
 
@@ -102,24 +110,49 @@ pub fn choose(
     precision: Precision,
     isa: Isa,
 ) -> Box<dyn Kernel> {
+    spec.check(weight, bias);
+    held(form(spec, precision, isa), weight, bias)
+}
+
+/// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
+pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precision: Precision, isa: Isa) -> Learned {
+    spec.check_sizes();
+    weights::learned(form(spec, precision, isa), direction, spec.output.c * spec.depth(), bias)
+}
+
+/// As [`rows`], with weights that come with every run.
+pub fn learned_rows(spec: ConvSpec, bias: Option<usize>, isa: Isa) -> Learned {
+    spec.check_sizes();
+    let form = Box::new(indirect::Indirect::rows(spec, isa));
+    weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), bias)
+}
+
+/// As [`deform()`], with weights that come with every run.
+pub fn learned_deform(spec: ConvSpec, sampling: Sampling, bias: Option<usize>, isa: Isa) -> Learned {
+    spec.check_sizes();
+    let form = Box::new(deform::Deform::new(spec, sampling, isa));
+    weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), bias)
+}
+
+fn form(spec: ConvSpec, precision: Precision, isa: Isa) -> Box<dyn Form> {
     if let (Precision::Fast, Some(form)) = (precision, winograd::profitable(&spec)) {
-        return winograd::winograd(spec, form, weight, bias, isa);
+        return Box::new(winograd::Winograd::new(spec, form, isa));
     }
     if spec.groups == 1 && spec.window.is_pointwise() {
-        return pointwise(spec, weight, bias, isa);
+        return Box::new(indirect::Indirect::pointwise(spec, isa));
     }
     if spec.groups == spec.input.c && spec.groups == spec.output.c {
-        return whole(weight, |weight| depthwise(spec, weight, bias, isa));
+        return Box::new(slide::Slide::new("depthwise", spec, isa));
     }
     // Groups that are too narrow to be a matrix product each. Windows without a sliding loop of their own: sooner.
     let slides = spec.window.kernel[1] == 3 && spec.window.stride[1] <= 2 && spec.window.dilation[1] == 1;
     let narrow = if slides { 64 } else { 8 };
     if spec.groups > 1 && spec.group_inputs().max(spec.group_outputs()) <= narrow {
-        return whole(weight, |weight| grouped(spec, weight, bias, isa));
+        return Box::new(slide::Slide::new("grouped", spec, isa));
     }
     // Short runs of channels keep the microkernel busy with pointers: gather them first.
     let short = spec.group_inputs() < 8 && spec.window.taps() > 1;
-    if short { im2col(spec, weight, bias, isa) } else { indirect(spec, weight, bias, isa) }
+    if short { Box::new(im2col::Im2col::new(spec, isa)) } else { Box::new(indirect::Indirect::any(spec, isa)) }
 }
 
 /// A fully connected layer: `y[n, o] = activation(b[o] + Σ w[o, i] · x[n, i])`, the weights as `[out, in]`.
@@ -138,14 +171,20 @@ pub struct LinearSpec {
 ///
 /// With few rows it is bound by the memory the weights come from; they are read once, in order.
 pub fn linear(spec: &LinearSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
-    let map = |[features, ld]: [usize; 2]| Map::new([spec.n, 1, 1, features], ld);
-    let conv = ConvSpec {
-        input: map(spec.input),
-        output: map(spec.output),
-        window: Window { padding: Padding::Symmetric([0; 2]), ..Window::square(1) },
-        placed: Placed { input: [1; 2], output: [1; 2], before: [0; 2] },
-        groups: 1,
-        epilogue: Epilogue { activation: spec.activation, residual: None },
-    };
-    pointwise(conv, weight, bias, isa)
+    pointwise(spec.convolution(), weight, bias, isa)
+}
+
+impl LinearSpec {
+    /// The pointwise convolution that it is.
+    pub fn convolution(&self) -> ConvSpec {
+        let map = |[features, ld]: [usize; 2]| Map::new([self.n, 1, 1, features], ld);
+        ConvSpec {
+            input: map(self.input),
+            output: map(self.output),
+            window: Window { padding: Padding::Symmetric([0; 2]), ..Window::square(1) },
+            placed: Placed { input: [1; 2], output: [1; 2], before: [0; 2] },
+            groups: 1,
+            epilogue: Epilogue { activation: self.activation, residual: None },
+        }
+    }
 }

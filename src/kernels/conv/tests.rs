@@ -84,9 +84,8 @@ impl Case {
         let mut y = AlignedBuf::zeros(output.pixels() * output.ld);
         y.fill(SENTINEL);
         let mut scratch = AlignedBuf::zeros(kernel.scratch());
-        let nil = std::ptr::null();
-        let residual = self.residual.as_ref().map_or(nil, |r| r.as_ptr());
-        let io = Io { inputs: [self.input.as_ptr(), residual, nil, nil], output: y.as_mut_ptr() };
+        let residual = self.residual.as_ref().map_or(std::ptr::null(), |r| r.as_ptr());
+        let io = Io::new(&[self.input.as_ptr(), residual], y.as_mut_ptr());
         for tile in (0..kernel.tiles()).rev() {
             scratch.fill(f32::NAN);
             // SAFETY: the buffers hold the maps of the specification.
@@ -295,15 +294,14 @@ fn a_residual_may_be_the_output_itself() {
         let residual = case.residual.as_ref().unwrap();
         let (mut apart, mut inside) = (residual.clone(), residual.clone());
         let mut scratch = AlignedBuf::zeros(kernel.scratch());
-        let nil = std::ptr::null();
         for tile in 0..kernel.tiles() {
             let apart = apart.as_mut_ptr();
             let inside = inside.as_mut_ptr();
             let x = case.input.as_ptr();
             // SAFETY: the maps have the extents of the specification; the residual in place is documented.
             unsafe {
-                kernel.run(tile, &Io { inputs: [x, residual.as_ptr(), nil, nil], output: apart }, &mut scratch);
-                kernel.run(tile, &Io { inputs: [x, inside, nil, nil], output: inside }, &mut scratch);
+                kernel.run(tile, &Io::new(&[x, residual.as_ptr()], apart), &mut scratch);
+                kernel.run(tile, &Io::new(&[x, inside], inside), &mut scratch);
             }
         }
         assert_eq!(apart[..], inside[..], "{}", kernel.name());

@@ -227,13 +227,34 @@ pub(super) const fn max_rows(isa: Isa, vectors: usize) -> usize {
     }
 }
 
+/// A family of routines, one for each size of tile.
+pub(super) trait Tiles {
+    /// What they work on.
+    type Args;
+    /// The one for `MR × NRV`.
+    type Of<const MR: usize, const NRV: usize>: Routine<Args = Self::Args>;
+}
+
+/// The tiles of the matrix product.
+struct Products;
+
+impl Tiles for Products {
+    type Args = Tile;
+    type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV>;
+}
+
 /// The microkernel for `rows × vectors`, within the limits above.
 pub(super) fn micro(isa: Isa, rows: usize, vectors: usize) -> Micro {
+    routine::<Products>(isa, rows, vectors)
+}
+
+/// The routine of a family for `rows × vectors`, within the limits above.
+pub(super) fn routine<T: Tiles>(isa: Isa, rows: usize, vectors: usize) -> unsafe fn(&T::Args) {
     macro_rules! table {
         ($isa:ty, $($vectors:literal: $($rows:literal)*;)*) => {
             match (rows, vectors) {
-                $($(($rows, $vectors) => simd::routine::<$isa, Kernel<$rows, $vectors>>(),)*)*
-                _ => unreachable!("no {rows}×{vectors} microkernel for {}", isa.name()),
+                $($(($rows, $vectors) => simd::routine::<$isa, T::Of<$rows, $vectors>>(),)*)*
+                _ => unreachable!("no {rows}×{vectors} tile for {}", isa.name()),
             }
         };
     }

@@ -16,13 +16,13 @@
 #![allow(unsafe_code, reason = "drives microkernels on raw pointers")]
 
 mod micro;
+pub mod outer;
 #[cfg(test)]
 mod tests;
 
 use crate::activation::Activation;
 use crate::simd::{self, Isa, Simd, Task};
-use crate::tensor::AlignedBuf;
-use micro::{Micro, Tile};
+use micro::{LINE, Micro, Tile};
 use std::ops::Range;
 
 /// The extent of a product: rows of `A` are `taps` runs of `k` floats each, rows of `C` have `n`.
@@ -101,76 +101,53 @@ struct Piece {
     k: Range<usize>,
 }
 
-/// The place of one panel's weights, filled while a product is prepared.
-pub struct EmptyPanel<'a> {
-    /// The columns of the product it holds.
-    pub columns: Range<usize>,
-    /// Floats from row to row.
-    pub width: usize,
-    /// Zeros, to be overwritten: the weight of `(tap, k)` and the `i`-th column goes to
-    /// `(tap · k_extent + k) · width + i`.
-    pub values: &'a mut [f32],
-}
-
-/// A product with its right-hand side packed.
+/// A product whose right-hand side is packed in panels. It holds the layout, not the values: whoever runs it brings the
+/// packed weights, so that they may be packed once or anew for every run:
+/// row `tap · k_extent + k` of a panel's weights holds one float per lane, those of its columns first, then zeros.
+#[derive(Clone)]
 pub struct Gemm {
     isa: Isa,
     extent: Extent,
     panels: Vec<Panel>,
     pieces: Vec<Piece>,
-    weights: AlignedBuf,
-    /// One value per lane of every panel.
-    bias: AlignedBuf,
     activation: Option<Activation>,
     /// Microkernels by registers and rows, both counted from one.
     micros: Vec<Vec<Micro>>,
 }
 
 impl Gemm {
-    /// Packs `weight(tap, k, n)` and `bias[n]` (zeros without).
-    pub fn new(
-        extent: Extent,
-        weight: impl Fn(usize, usize, usize) -> f32,
-        bias: Option<&[f32]>,
-        activation: Option<Activation>,
-        isa: Isa,
-    ) -> Self {
-        let fill = |panels: Vec<EmptyPanel<'_>>| panels.into_iter().for_each(|panel| pack(extent, &weight, panel));
-        Gemm::packed(extent, fill, bias, activation, isa)
-    }
-
-    /// As [`new`](Self::new), with weights that `fill` writes into the panels it is given.
-    pub fn packed(
-        extent: Extent,
-        fill: impl FnOnce(Vec<EmptyPanel<'_>>),
-        bias: Option<&[f32]>,
-        activation: Option<Activation>,
-        isa: Isa,
-    ) -> Self {
-        assert!(extent.n > 0 && bias.is_none_or(|b| b.len() == extent.n));
-        let lanes = isa.lanes();
+    /// The layout for this extent. `activation` is applied last.
+    pub fn new(extent: Extent, activation: Option<Activation>, isa: Isa) -> Self {
+        assert!(extent.n > 0);
         let panels = cut_panels(extent, isa);
-        let depth = extent.taps * extent.k;
-        let total = panels.last().map_or(0, |p| p.weights + depth * p.vectors * lanes);
-        let mut weights = AlignedBuf::zeros(total);
-        let mut padded_bias = AlignedBuf::zeros(extent.n.next_multiple_of(lanes));
-        if let Some(bias) = bias {
-            padded_bias[..extent.n].copy_from_slice(bias);
-        }
-        let mut rest = &mut weights[..];
-        let unpacked = panels.iter().map(|panel| {
-            let width = panel.vectors * lanes;
-            let (values, behind) = std::mem::take(&mut rest).split_at_mut(depth * width);
-            rest = behind;
-            EmptyPanel { columns: panel.start..panel.start + panel.len, width, values }
-        });
-        fill(unpacked.collect());
         let widest = panels[0].vectors;
         let micros = (1..=widest)
             .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
             .collect();
-        let pieces = cut_pieces(extent, widest * lanes);
-        Gemm { isa, extent, panels, pieces, weights, bias: padded_bias, activation, micros }
+        let pieces = cut_pieces(extent, widest * isa.lanes());
+        Gemm { isa, extent, panels, pieces, activation, micros }
+    }
+
+    /// Floats of the packed weights and, behind them, one bias per lane of every panel.
+    pub fn packed_len(&self) -> usize {
+        self.bias_at() + self.extent.n.next_multiple_of(self.isa.lanes()).next_multiple_of(LINE)
+    }
+
+    /// Where the biases begin, in floats: that of column `n` is the `n`-th.
+    pub fn bias_at(&self) -> usize {
+        let end = |p: &Panel| p.weights + self.extent.taps * self.extent.k * p.vectors * self.isa.lanes();
+        self.panels.last().map_or(0, end).next_multiple_of(LINE)
+    }
+
+    /// Where the weights of a panel lie among the packed floats.
+    pub fn weights_of(&self, panel: usize) -> Range<usize> {
+        let start = self.panels[panel].weights;
+        start..start + self.extent.taps * self.extent.k * self.width(panel)
+    }
+
+    /// Lanes of a panel, at least as many as its columns.
+    pub fn width(&self, panel: usize) -> usize {
+        self.panels[panel].vectors * self.isa.lanes()
     }
 
     /// Number of panels: the finest grain at which columns of `C` can be computed separately.
@@ -195,8 +172,8 @@ impl Gemm {
     }
 
     /// Bytes of packed weights and biases.
-    pub fn resident_bytes(&self) -> usize {
-        4 * (self.weights.len() + self.bias.len())
+    pub fn packed_bytes(&self) -> usize {
+        4 * self.packed_len()
     }
 
     /// The tile of the microkernel most work is done by, for example `6x4`.
@@ -208,12 +185,14 @@ impl Gemm {
     /// Computes `m` rows of the columns of `panels`.
     ///
     /// # Safety
+    /// - `packed` are the [`packed_len`](Self::packed_len) floats of this layout, on a 64-byte boundary;
     /// - all `taps · m` pointers of `rows` are readable for `skip + k` floats;
     /// - `m` rows of `n` floats are writable at `target.c`, and readable at the residual if there is one;
     /// - they do not overlap what `rows` points to.
-    pub unsafe fn run(&self, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
+    pub unsafe fn run(&self, packed: *const f32, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
         let lanes = self.isa.lanes();
-        let streamed = self.resident_bytes() > STREAMED_BYTES;
+        let streamed = self.packed_bytes() > STREAMED_BYTES;
+        let bias_at = self.bias_at();
         for (nth, panel) in self.panels[panels].iter().enumerate() {
             let width = panel.vectors * lanes;
             let micros = &self.micros[panel.vectors - 1];
@@ -232,11 +211,11 @@ impl Gemm {
                         skip: rows.skip + piece.k.start,
                         taps: piece.taps.len(),
                         k: piece.k.len(),
-                        b: self.weights.as_ptr().add(at),
+                        b: packed.add(at),
                         c: target.c.add(panel.start),
                         ldc: target.ld,
                         last_lanes: panel.len - (panel.vectors - 1) * lanes,
-                        bias: if first { self.bias.as_ptr().add(panel.start) } else { std::ptr::null() },
+                        bias: if first { packed.add(bias_at + panel.start) } else { std::ptr::null() },
                         residual: target.residual.wrapping_add(if target.residual.is_null() { 0 } else { panel.start }),
                         ld_residual: target.ld_residual,
                         range: if last { clamp_of(self.activation) } else { [f32::NEG_INFINITY, f32::INFINITY] },
@@ -260,13 +239,13 @@ impl Gemm {
     ///
     /// # Safety
     /// As [`run`](Self::run), with `m` rows of the panel's columns writable in every `C_t`.
-    pub unsafe fn run_each(&self, m: usize, rows: Rows, panel: usize, to: Each) {
+    pub unsafe fn run_each(&self, packed: *const f32, m: usize, rows: Rows, panel: usize, to: Each) {
         let Panel { len, vectors, weights, .. } = self.panels[panel];
         let (Extent { taps, k, .. }, lanes) = (self.extent, self.isa.lanes());
         let zero = [0.0; ZEROS];
         let micros = &self.micros[vectors - 1];
         // All weights of the next tap while this one is multiplied, spread evenly over the tiles of rows.
-        let lines = (vectors * lanes * 4).div_ceil(micro::LINE * m.div_ceil(micros.len())).min(8);
+        let lines = (vectors * lanes * 4).div_ceil(LINE * m.div_ceil(micros.len())).min(8);
         for tap in 0..taps {
             // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
             unsafe {
@@ -279,7 +258,7 @@ impl Gemm {
                     skip: rows.skip,
                     taps: 1,
                     k,
-                    b: self.weights.as_ptr().add(weights + tap * k * vectors * lanes),
+                    b: packed.add(weights + tap * k * vectors * lanes),
                     c: to.c.add(tap * to.stride),
                     ldc: to.ld,
                     last_lanes: len - (vectors - 1) * lanes,
@@ -291,23 +270,6 @@ impl Gemm {
                 // The weights of the next tap lie behind those of this one.
                 let weights = if tap + 1 < taps { k * vectors * lanes } else { 0 };
                 sweep(m, tile, micros, Ahead { rows: false, weights, lines });
-            }
-        }
-    }
-}
-
-/// Writes the weights of one panel, `[tap][k][lane]`. In blocks of 16 k, because neighbours in k lie together at the
-/// source and columns lie far apart, often by a power of two that would make them evict each other.
-fn pack(extent: Extent, weight: &impl Fn(usize, usize, usize) -> f32, panel: EmptyPanel<'_>) {
-    let EmptyPanel { columns, width, values } = panel;
-    for tap in 0..extent.taps {
-        for block in (0..extent.k).step_by(16) {
-            let ks = block..(block + 16).min(extent.k);
-            let rows = &mut values[(tap * extent.k + ks.start) * width..(tap * extent.k + ks.end) * width];
-            for (i, n) in columns.clone().enumerate() {
-                for (k, row) in ks.clone().zip(rows.chunks_exact_mut(width)) {
-                    row[i] = weight(tap, k, n);
-                }
             }
         }
     }
@@ -330,7 +292,7 @@ struct Ahead {
 /// As [`Gemm::run`] for the columns of `tile`.
 unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead) {
     let tiles = m.div_ceil(micros.len());
-    let fetched = tile.taps * (tile.k / 4) * ahead.lines * micro::LINE;
+    let fetched = tile.taps * (tile.k / 4) * ahead.lines * LINE;
     let mut from = 0;
     for i in 0..tiles {
         let to = (i + 1) * m / tiles;

@@ -150,34 +150,44 @@ impl Layout {
         }
     }
 
-    /// `weight [out, in / groups, kh, kw]` as `[block][kernel row][step][kernel column][vector][lane]`.
-    pub(super) fn pack_weights(&self, weight: &[f32], [kh, kw]: [usize; 2]) -> AlignedBuf {
-        let width = self.width();
-        let mut packed = AlignedBuf::zeros(self.blocks.len() * kh * self.steps * kw * width);
-        let mut slots = packed.chunks_exact_mut(width);
-        for block in &self.blocks {
-            for (ky, step, kx) in (0..kh * self.steps * kw).map(|i| (i / kw / self.steps, i / kw % self.steps, i % kw))
-            {
-                let slot = slots.next().expect("one for each block, tap and step");
-                for (lane, value) in slot.iter_mut().enumerate().take(block.writable) {
-                    let output = block.output + lane;
-                    let input = self.input_of(output, step);
-                    *value = weight[((output * self.inputs + input) * kh + ky) * kw + kx];
-                }
-            }
-        }
-        packed
+    /// Floats of the packed weights and biases.
+    pub(super) fn packed_len(&self, [kh, kw]: [usize; 2]) -> usize {
+        self.blocks.len() * (kh * self.steps * kw + 1) * self.width()
     }
 
-    /// `bias [out]` as `[block][vector][lane]`; zeros if there is none.
-    pub(super) fn pack_bias(&self, bias: Option<&[f32]>) -> AlignedBuf {
-        let mut packed = AlignedBuf::zeros(self.blocks.len() * self.width());
-        for (slot, block) in packed.chunks_exact_mut(self.width()).zip(&self.blocks) {
-            if let Some(bias) = bias {
-                slot[..block.writable].copy_from_slice(&bias[block.output..][..block.writable]);
+    /// Where the weights and the biases of a block lie among the packed floats.
+    pub(super) fn packed_of(&self, block: usize, [kh, kw]: [usize; 2]) -> [Range<usize>; 2] {
+        let (width, weights) = (self.width(), kh * self.steps * kw * self.width());
+        let biases = self.blocks.len() * weights + block * width;
+        [block * weights..(block + 1) * weights, biases..biases + width]
+    }
+
+    /// `weight(output, input of the group, tap)` of a block as `[kernel row][step][kernel column][vector][lane]`.
+    pub(super) fn pack_weights(
+        &self,
+        block: usize,
+        [kh, kw]: [usize; 2],
+        weight: impl Fn(usize, usize, usize) -> f32,
+        into: &mut [f32],
+    ) {
+        let block = &self.blocks[block];
+        let places = (0..kh * self.steps * kw).map(|i| (i / kw / self.steps, i / kw % self.steps, i % kw));
+        for (slot, (ky, step, kx)) in into.chunks_exact_mut(self.width()).zip(places) {
+            for (lane, value) in slot.iter_mut().enumerate() {
+                let output = block.output + lane;
+                let inside = lane < block.writable;
+                *value = if inside { weight(output, self.input_of(output, step), ky * kw + kx) } else { 0.0 };
             }
         }
-        packed
+    }
+
+    /// The biases `bias [out]` of a block as `[vector][lane]`; zeros if there are none.
+    pub(super) fn pack_bias(&self, block: usize, bias: Option<&[f32]>, into: &mut [f32]) {
+        let block = &self.blocks[block];
+        into.fill(0.0);
+        if let Some(bias) = bias {
+            into[..block.writable].copy_from_slice(&bias[block.output..][..block.writable]);
+        }
     }
 
     /// The lane each output lane fetches from, as `[block][step][lane]`; empty if nothing is permuted.

@@ -30,8 +30,10 @@ mod strip;
 mod tests;
 
 use super::ConvSpec;
+use super::weights::{Direction, Form, Order, Packed, Packing};
 use crate::activation::Activation;
-use crate::kernels::{Io, Kernel, Map};
+use crate::kernels::weights::whole;
+use crate::kernels::{Io, Kernel, Map, Weights};
 use crate::simd::{Isa, Simd, Task, apply_activation};
 use crate::tensor::AlignedBuf;
 use blocks::{Block, FetchKind, Layout};
@@ -45,10 +47,8 @@ pub(super) struct Slide {
     isa: Isa,
     name: String,
     layout: Layout,
-    /// `[block][kernel row][step][kernel column][vector][lane]`.
-    weights: AlignedBuf,
-    /// `[block][vector][lane]`.
-    bias: AlignedBuf,
+    /// `[block][kernel row][step][kernel column][vector][lane]`, then biases as `[block][vector][lane]`.
+    weights: Packed,
     /// `[block][step][lane]`: which lane to fetch, as the bits of an integer. Empty if nothing is permuted.
     lanes: AlignedBuf,
     strips: Strips,
@@ -89,18 +89,16 @@ const TILE_WORK: usize = 1 << 18;
 const RESIDENT: usize = 1 << 17;
 
 impl Slide {
-    /// Packs `weight [out, in / groups, kh, kw]` and `bias [out]` for this geometry. Panics if the spec contradicts
-    /// itself or the slices do not fit it.
-    pub(super) fn new(what: &str, spec: ConvSpec, weight: &[f32], bias: Option<&[f32]>, isa: Isa) -> Slide {
-        spec.check(&weight, bias);
+    /// Prepares this geometry.
+    pub(super) fn new(what: &str, spec: ConvSpec, isa: Isa) -> Slide {
         let layout = Layout::new(&spec, isa);
         let strips = Strips::new(&spec, &layout);
         let (run, kind) = choose(&spec, &layout);
         let name = format!("{what}_{kind}_{}x{} {}", strips.pixels, layout.vectors, isa.name());
         let tiling = Tiling::new(&spec, &layout);
-        let (weights, bias) = (layout.pack_weights(weight, spec.window.kernel), layout.pack_bias(bias));
         let lanes = layout.pack_lanes();
-        Slide { spec, isa, name, layout, weights, bias, lanes, strips, tiling, run, finish: isa.entry::<Finish>() }
+        let (weights, finish) = (Packed::Given, isa.entry::<Finish>());
+        Slide { spec, isa, name, layout, weights, lanes, strips, tiling, run, finish }
     }
 
     /// Rows of output and blocks of channels that tile `tile` covers, and its image.
@@ -109,6 +107,47 @@ impl Slide {
         let (chunk, rest) = (tile % t.chunks.len(), tile / t.chunks.len());
         let (part, n) = (rest % t.row_tiles, rest / t.row_tiles);
         (n, part * t.rows..((part + 1) * t.rows).min(self.spec.output.h), t.chunks[chunk].clone())
+    }
+}
+
+/// Packs all weights at once: they are few.
+struct SlidePacking {
+    layout: Layout,
+    kernel: [usize; 2],
+    order: Order,
+}
+
+impl Packing for SlidePacking {
+    fn len(&self) -> usize {
+        self.layout.packed_len(self.kernel)
+    }
+
+    fn pieces(&self) -> usize {
+        1
+    }
+
+    unsafe fn piece(&self, _: usize, weight: &dyn Weights, bias: Option<&[f32]>, packed: *mut f32) {
+        // SAFETY: this is the only piece.
+        let packed = unsafe { std::slice::from_raw_parts_mut(packed, self.len()) };
+        whole(weight, |weight| {
+            for block in 0..self.layout.blocks.len() {
+                let [weights, biases] = self.layout.packed_of(block, self.kernel);
+                let at = |output, input, tap| weight[self.order.at(output, input, tap)];
+                self.layout.pack_weights(block, self.kernel, at, &mut packed[weights]);
+                self.layout.pack_bias(block, bias, &mut packed[biases]);
+            }
+        });
+    }
+}
+
+impl Form for Slide {
+    fn packing(&self, direction: Direction) -> Box<dyn Packing> {
+        let (layout, kernel) = (self.layout.clone(), self.spec.window.kernel);
+        Box::new(SlidePacking { layout, kernel, order: direction.order(&self.spec) })
+    }
+
+    fn hold(&mut self, packed: AlignedBuf) {
+        self.weights = Packed::Held(packed);
     }
 }
 
@@ -182,7 +221,7 @@ impl Kernel for Slide {
     }
 
     fn resident_bytes(&self) -> usize {
-        (self.weights.len() + self.bias.len() + self.lanes.len()) * size_of::<f32>()
+        self.weights.bytes() + 4 * self.lanes.len()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
@@ -277,6 +316,8 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
         let row_weights = layout.steps * window.kernel[1] * width;
         let image = n as isize * input.h as isize;
         let first_row = image + top + (taps.start * window.dilation[0]) as isize;
+        let [block_weights, block_bias] = layout.packed_of(block, window.kernel).map(|range| range.start);
+        let packed = self.slide.weights.of(self.io);
         let epilogue = spec.epilogue;
         let clamp = if epilogue.residual.is_some() { None } else { clamp_of(epilogue.activation) };
         // SAFETY: blocks, rows and strips lie inside the maps; the buffers were packed for these blocks.
@@ -294,9 +335,9 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
                 pixel: input.ld,
                 rows: taps.len(),
                 steps: layout.steps,
-                weights: self.slide.weights.as_ptr().add((block * window.kernel[0] + taps.start) * row_weights),
+                weights: packed.add(block_weights + taps.start * row_weights),
                 lanes: self.slide.lanes.as_ptr().wrapping_add(block * layout.steps * S::LANES),
-                bias: self.slide.bias.as_ptr().add(block * width),
+                bias: packed.add(block_bias),
                 output: sums,
                 out_pixel: sums_ld,
                 clamp,

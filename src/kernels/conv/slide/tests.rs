@@ -101,7 +101,7 @@ fn check(case: Case, gap: usize) {
         let mut scratch = AlignedBuf::zeros(kernel.scratch());
         let mut inputs = [source.as_ptr(), y.as_ptr(), std::ptr::null(), std::ptr::null()];
         inputs[1] = y.as_mut_ptr();
-        let io = Io { inputs, output: y.as_mut_ptr() };
+        let io = Io::new(&inputs, y.as_mut_ptr());
         for tile in (0..kernel.tiles()).rev() {
             // SAFETY: both maps have their extent, the residual is the output, and tiles run one after the other.
             unsafe { kernel.run(tile, &io, &mut scratch) };
@@ -239,8 +239,7 @@ fn results_are_the_same_wherever_a_row_is_cut() {
         let x: Vec<f32> = (0..5).flat_map(|y| (0..w).flat_map(move |x| at(y, x).iter().copied())).collect();
         let kernel = depthwise(spec, &noise(32 * 9, 8), None, Isa::detect());
         let mut y = vec![0.0f32; spec.output.extent()];
-        let null = std::ptr::null();
-        let io = Io { inputs: [x.as_ptr(), null, null, null], output: y.as_mut_ptr() };
+        let io = Io::new(&[x.as_ptr()], y.as_mut_ptr());
         for tile in 0..kernel.tiles() {
             // SAFETY: dense maps of these extents, one tile at a time, no residual and no scratch.
             unsafe { kernel.run(tile, &io, &mut []) };

@@ -32,10 +32,11 @@ mod transform;
 use self::transform::{After, Before, F2, F4, Points, Spread};
 use super::ConvSpec;
 use super::grid::Grid;
+use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};
 use crate::activation::Activation;
-use crate::kernels::gemm::{Each, EmptyPanel, Extent, Gemm, Rows};
-use crate::kernels::weights::{Weights, fill};
-use crate::kernels::{Io, Kernel};
+use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
+use crate::kernels::weights::whole;
+use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
@@ -126,21 +127,16 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
 /// A 3×3 convolution of one group without stride or dilation; see [`applicable`].
 pub fn winograd(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    assert!(applicable(&spec));
-    Box::new(match form {
-        Form::F2 => Winograd::new::<F2>(spec, form, weight, bias, isa),
-        Form::F4 => Winograd::new::<F4>(spec, form, weight, bias, isa),
-    })
+    held(Box::new(Winograd::new(spec, form, isa)), weight, bias)
 }
 
 /// A prepared convolution.
-struct Winograd {
+pub(super) struct Winograd {
     spec: ConvSpec,
     form: Form,
     /// One tap per position of a square.
     gemm: Gemm,
-    /// One value per lane of every panel.
-    bias: AlignedBuf,
+    weights: Packed,
     /// What outputs are clamped to.
     range: [f32; 2],
     /// What lies in the padding: zeros for every channel.
@@ -167,23 +163,11 @@ const LEAST_SQUARES: usize = 8;
 const MACS_PER_TILE: usize = 2_000_000;
 
 impl Winograd {
-    fn new<P: Points>(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Self {
+    /// See [`winograd`].
+    pub(super) fn new(spec: ConvSpec, form: Form, isa: Isa) -> Self {
+        assert!(applicable(&spec));
         let (inputs, outputs, lanes) = (spec.input.c, spec.output.c, isa.lanes());
-        let extent = Extent { taps: form.products(), k: inputs, n: outputs };
-        let pack = |panels: Vec<EmptyPanel<'_>>| {
-            fill(weight, [0, 9 * inputs], panels, |taps, first, panel| {
-                let EmptyPanel { width, values, .. } = panel;
-                // SAFETY: the task has no condition of its own.
-                unsafe {
-                    isa.run(Spread::<P> { taps, channels: inputs, first, width: *width, values, points: PhantomData })
-                }
-            });
-        };
-        let gemm = Gemm::packed(extent, pack, None, None, isa);
-        let mut padded_bias = AlignedBuf::zeros(outputs.next_multiple_of(lanes));
-        if let Some(bias) = bias {
-            padded_bias[..outputs].copy_from_slice(bias);
-        }
+        let gemm = Gemm::new(Extent { taps: form.products(), k: inputs, n: outputs }, None, isa);
         let range = match spec.epilogue.activation {
             Some(Activation::Relu) => [0.0, f32::INFINITY],
             Some(Activation::Relu6) => [0.0, 6.0],
@@ -198,7 +182,8 @@ impl Winograd {
         let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
         let zero = AlignedBuf::zeros(inputs);
         let (stride_v, stride_m) = (spread(squares * ld_v), spread(squares * ld_m));
-        Winograd { spec, form, gemm, bias: padded_bias, range, zero, across, grid, ld_v, stride_v, ld_m, stride_m }
+        let weights = Packed::Given;
+        Winograd { spec, form, gemm, weights, range, zero, across, grid, ld_v, stride_v, ld_m, stride_m }
     }
 
     /// Floats of the table of pointers, of V, of M, and of what is thrown away.
@@ -216,7 +201,7 @@ impl Winograd {
         let (m, waste) = rest.split_at_mut(m);
         let (table, v) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr());
         let (m, waste) = (m.as_mut_ptr(), waste.as_mut_ptr());
-        let (isa, count) = (self.gemm.isa(), squares.len());
+        let (isa, count, packed) = (self.gemm.isa(), squares.len(), self.weights.of(io));
         // SAFETY: the parts of the scratch hold what `parts` says for at most `tile_rows` squares; `io` fits.
         unsafe {
             for position in 0..self.form.products() {
@@ -229,8 +214,10 @@ impl Winograd {
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table, stride: count, skip: 0 };
-                self.gemm.run_each(count, rows, panel, Each { c: m, ld: self.ld_m, stride: self.stride_m });
-                isa.run(After::<P> { of: self, tiles: squares.clone(), columns, io, m, waste, points: PhantomData });
+                self.gemm.run_each(packed, count, rows, panel, Each { c: m, ld: self.ld_m, stride: self.stride_m });
+                let bias = packed.add(self.gemm.bias_at());
+                let tiles = squares.clone();
+                isa.run(After::<P> { of: self, tiles, columns, io, bias, m, waste, points: PhantomData });
             }
         }
     }
@@ -256,6 +243,77 @@ fn cut(squares: usize, gemm: &Gemm, ld_v: usize) -> Grid {
     Grid::of([squares, gemm.panels()], cuts.min_by_key(cost).expect("at least one block"))
 }
 
+/// Packs the transformed weights of a panel at a time.
+struct WinogradPacking {
+    form: Form,
+    gemm: Gemm,
+    order: Order,
+}
+
+impl WinogradPacking {
+    /// Transforms the filters of up to 16 columns of a panel, from column `first` on; `taps` starts with theirs.
+    fn spread(&self, taps: &[f32], [first, count, width]: [usize; 3], values: &mut [f32]) {
+        let (order, channels, isa) = (self.order, self.gemm.extent().k, self.gemm.isa());
+        // SAFETY: the tasks have no condition of their own.
+        unsafe {
+            match self.form {
+                Form::F2 => isa.run(Spread::<F2>::new(taps, order, [channels, first, count, width], values)),
+                Form::F4 => isa.run(Spread::<F4>::new(taps, order, [channels, first, count, width], values)),
+            }
+        }
+    }
+}
+
+impl Packing for WinogradPacking {
+    fn len(&self) -> usize {
+        self.gemm.packed_len()
+    }
+
+    fn pieces(&self) -> usize {
+        self.gemm.panels()
+    }
+
+    unsafe fn piece(&self, panel: usize, weight: &dyn Weights, bias: Option<&[f32]>, packed: *mut f32) {
+        let (columns, width) = (self.gemm.columns(panel), self.gemm.width(panel));
+        let range = self.gemm.weights_of(panel);
+        // SAFETY: the panel's weights and biases lie here; pieces share neither.
+        let (values, biases) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(packed.add(range.start), range.len()),
+                std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
+            )
+        };
+        if !columns.len().is_multiple_of(transform::SIDE) {
+            values.fill(0.0);
+        }
+        let depth = 9 * self.gemm.extent().k;
+        for start in columns.clone().step_by(transform::SIDE) {
+            let end = columns.end.min(start + transform::SIDE);
+            let part = [start - columns.start, end - start, width];
+            match self.order.direction {
+                Direction::Forward => {
+                    weight.with(start * depth..end * depth, &mut |taps| self.spread(taps, part, values));
+                }
+                Direction::Backward => whole(weight, |all| {
+                    self.spread(&all[start * self.order.output..], part, values);
+                }),
+            }
+        }
+        fill_bias(bias, columns, biases);
+    }
+}
+
+impl super::weights::Form for Winograd {
+    fn packing(&self, direction: Direction) -> Box<dyn Packing> {
+        let (form, gemm) = (self.form, self.gemm.clone());
+        Box::new(WinogradPacking { form, gemm, order: direction.order(&self.spec) })
+    }
+
+    fn hold(&mut self, packed: AlignedBuf) {
+        self.weights = Packed::Held(packed);
+    }
+}
+
 impl Kernel for Winograd {
     fn name(&self) -> String {
         let m = self.form.outputs();
@@ -271,7 +329,7 @@ impl Kernel for Winograd {
     }
 
     fn resident_bytes(&self) -> usize {
-        self.gemm.resident_bytes() + 4 * (self.bias.len() + self.zero.len())
+        self.weights.bytes() + 4 * self.zero.len()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {

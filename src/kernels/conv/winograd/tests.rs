@@ -73,8 +73,8 @@ fn run(case: Case, example: &Example, kernel: &dyn Kernel) -> Vec<f32> {
         false => vec![SENTINEL; spec.output.extent()],
     };
     let mut scratch = AlignedBuf::zeros(kernel.scratch());
-    let (output, null) = (y.as_mut_ptr(), std::ptr::null());
-    let io = Io { inputs: [x.as_ptr(), output.cast_const(), null, null], output };
+    let output = y.as_mut_ptr();
+    let io = Io::new(&[x.as_ptr(), output.cast_const()], output);
     for tile in (0..kernel.tiles()).rev() {
         scratch.fill(f32::NAN);
         // SAFETY: the maps have their extents, the residual is the output, tiles run one after the other.

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::Winograd;
 use crate::activation::Activation;
+use crate::kernels::conv::weights::Order;
 use crate::kernels::{Io, Map};
 
 /// A side of the largest square of inputs.
@@ -121,18 +122,32 @@ impl Points for F4 {
 }
 
 /// Output channels whose taps are transformed side by side.
-const SIDE: usize = 16;
+pub(super) const SIDE: usize = 16;
 
 /// `G·g·Gᵀ` of up to 16 output channels in f64, rounded once: position `p` of input channel `k` and the `i`-th of the
 /// output channels goes to `values[(p · channels + k) · width + first + i]`.
 pub(super) struct Spread<'a, P> {
-    /// `[up to 16, channels, 3, 3]`.
-    pub(super) taps: &'a [f32],
-    pub(super) channels: usize,
-    pub(super) first: usize,
-    pub(super) width: usize,
-    pub(super) values: &'a mut [f32],
-    pub(super) points: PhantomData<P>,
+    /// The taps, those of the first output channel first.
+    taps: &'a [f32],
+    order: Order,
+    channels: usize,
+    first: usize,
+    count: usize,
+    width: usize,
+    values: &'a mut [f32],
+    points: PhantomData<P>,
+}
+
+impl<'a, P> Spread<'a, P> {
+    /// The filters of `count` output channels, columns `first` and on of a panel of `width`.
+    pub(super) fn new(
+        taps: &'a [f32],
+        order: Order,
+        [channels, first, count, width]: [usize; 4],
+        values: &'a mut [f32],
+    ) -> Self {
+        Spread { taps, order, channels, first, count, width, values, points: PhantomData }
+    }
 }
 
 impl<P: Points> Task for Spread<'_, P> {
@@ -141,13 +156,12 @@ impl<P: Points> Task for Spread<'_, P> {
     // Plain loops over fixed lengths: the compiler makes vectors of whatever the instruction set has.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Spread { taps, channels, first, width, values, .. } = self;
-        let count = taps.len() / (9 * channels);
+        let Spread { taps, order, channels, first, count, width, values, .. } = self;
         for k in 0..channels {
             let mut g = [[0.0; SIDE]; 9];
             for n in 0..count {
-                let from = &taps[(n * channels + k) * 9..][..9];
-                (0..9).for_each(|tap| g[tap][n] = f64::from(from[tap]));
+                let from = &taps[n * order.output + k * order.input..][..9];
+                (0..9).for_each(|tap| g[tap][n] = f64::from(from[order.tap(tap)]));
             }
             for i in 0..P::IN {
                 // Row i of G·g.
@@ -270,6 +284,8 @@ pub(super) struct After<'a, P> {
     /// The panel's output channels.
     pub(super) columns: Range<usize>,
     pub(super) io: &'a Io,
+    /// One value per lane of every panel.
+    pub(super) bias: *const f32,
     pub(super) m: *const f32,
     /// What lies outside the image is written here: the width of a panel.
     pub(super) waste: *mut f32,
@@ -292,7 +308,7 @@ impl<P: Points> Task for After<'_, P> {
                 unsafe {
                     let mask = S::mask((columns.len() - channel).min(S::LANES));
                     let from = self.m.add((tile - first) * of.ld_m + channel);
-                    let bias = S::load(of.bias.as_ptr().add(columns.start + channel));
+                    let bias = S::load(self.bias.add(columns.start + channel));
                     let square = Square { pixels: &pixels, channel, from, stride: of.stride_m, range: of.range };
                     match epilogue.residual {
                         None => square.after::<S, P, false>(bias, mask),

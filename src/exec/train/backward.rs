@@ -1,0 +1,523 @@
+//! The steps of the way back, unit by unit from the last to the first.
+//!
+//! A value's gradient is the sum over its readers. The reader that comes last in the drawing arrives first and sets it, the
+//! others add to it, in the order of the drawing reversed, whatever the number of threads.
+
+use super::forward::{Author, IMAGE_GRADIENT, noise_of, response, slice};
+use super::fuse::cuts_off;
+use super::sketch::{At, Draft};
+use crate::error::Result;
+use crate::exec::memory::{Place, parts};
+use crate::exec::program::Unit;
+use crate::graph::{NodeId, Op};
+use crate::kernels::conv::grad::{self, weight::WeightGradient};
+use crate::kernels::norm::train::{self as norm, Chain, Statistic, Sums, Through};
+use crate::kernels::pool::grad as pool;
+use crate::kernels::{Map, Store, elementwise, gradient, layout, noise};
+
+impl Author<'_> {
+    /// Writes the whole way back, from the gradients of the outputs on.
+    pub(super) fn backward(&mut self) -> Result<()> {
+        let program = self.program;
+        self.place_slices();
+        self.mark_again();
+        for (i, &value) in program.wanted.iter().enumerate() {
+            self.seed(i, value);
+        }
+        for unit in program.units.iter().rev() {
+            let output = unit.output.index();
+            if !self.needed[output] || !self.arrived[output] || unit.inputs.is_empty() {
+                continue;
+            }
+            self.sketch.path.clone_from(&unit.path);
+            self.sketch.shape = program.shape(unit.output);
+            self.unit_backward(unit)?;
+        }
+        let image = program.units.iter().find(|unit| unit.inputs.is_empty()).map(|unit| unit.output);
+        if let Some(image) = image.filter(|image| self.options.input_gradient && self.arrived[image.index()]) {
+            self.sketch.path = "input".to_owned();
+            self.sketch.shape = program.shape(image);
+            let from = self.arrival(image);
+            let kernel = layout::to_nchw(from.map, self.isa);
+            self.sketch.push(Draft::new(kernel, &[from.into()], At::Outside(IMAGE_GRADIENT)));
+        }
+        Ok(())
+    }
+
+    /// Lets the gradients of concatenated values be slices of the concatenation's: where no other reader arrives first.
+    fn place_slices(&mut self) {
+        let program = self.program;
+        let mut last_reader = vec![usize::MAX; program.shapes.len()];
+        for (i, unit) in program.units.iter().enumerate() {
+            unit.reads().for_each(|value| last_reader[value.index()] = i);
+        }
+        for (i, unit) in program.units.iter().enumerate().rev() {
+            if !matches!(unit.op, Op::Concat) || !self.needed[unit.output.index()] {
+                continue;
+            }
+            let whole = match self.gradients[unit.output.index()] {
+                Some(place) => place,
+                None => self.sketch.map(program.shape(unit.output)),
+            };
+            self.gradients[unit.output.index()] = Some(whole);
+            for (value, there) in parts(program, whole, &unit.inputs) {
+                let once = unit.inputs.iter().filter(|&&v| v == value).count() == 1;
+                let first = last_reader[value.index()] == i && !program.wanted.contains(&value);
+                if once && first && self.needed[value.index()] {
+                    self.gradients[value.index()].get_or_insert(there);
+                }
+            }
+        }
+    }
+
+    /// Finds the values that are computed again instead of kept: what a norm without a shortcut wrote to a buffer of its
+    /// own.
+    fn mark_again(&mut self) {
+        let mut tenants = vec![0; self.sketch.buffers.len()];
+        for place in self.values.iter().flatten() {
+            tenants[place.buffer] += 1;
+        }
+        for unit in &self.program.units {
+            let place = self.value(unit.output);
+            let alone = tenants[place.buffer] == 1 && !self.program.wanted.contains(&unit.output);
+            if matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none() && alone {
+                self.again[unit.output.index()] = Some(place);
+            }
+        }
+    }
+
+    /// Where a value can be read on the way back; it is computed again if it was not kept.
+    fn kept_value(&mut self, value: NodeId) -> Place {
+        let here = self.value(value);
+        if self.again[value.index()] != Some(here) {
+            return here;
+        }
+        let unit = self.program.units.iter().find(|unit| unit.output == value).expect("a norm computed it");
+        let x = self.kept_value(unit.inputs[0]);
+        let y = self.sketch.map(self.program.shape(value));
+        self.normalise(unit, x, y);
+        self.values[value.index()] = Some(y);
+        y
+    }
+
+    /// Where the gradient of a value that has arrived lies.
+    fn arrival(&self, value: NodeId) -> Place {
+        self.gradients[value.index()].expect("a gradient that has arrived has a place")
+    }
+
+    /// Where a contribution to the gradient of `value` goes, and how. It counts as arrived from now on.
+    fn contribute(&mut self, value: NodeId) -> (Place, Store) {
+        let place = match self.gradients[value.index()] {
+            Some(place) => place,
+            None => self.sketch.map(self.program.shape(value)),
+        };
+        self.gradients[value.index()] = Some(place);
+        let store = if self.arrived[value.index()] { Store::Add } else { Store::Set };
+        self.arrived[value.index()] = true;
+        (place, store)
+    }
+
+    /// Whether the gradient of `value` may share the memory of another one.
+    fn may_share(&self, value: NodeId) -> bool {
+        self.needed[value.index()] && self.gradients[value.index()].is_none()
+    }
+
+    /// Makes `place`, which holds it already, the gradient of `value`.
+    fn share(&mut self, value: NodeId, place: Place) {
+        self.gradients[value.index()] = Some(place);
+        self.arrived[value.index()] = true;
+    }
+
+    /// Adds the gradient at `from` to that of `value`.
+    fn pass(&mut self, value: NodeId, from: Place) {
+        let (to, store) = self.contribute(value);
+        self.meet(from, to, store);
+    }
+
+    /// Copies or adds a map to another one.
+    fn meet(&mut self, from: Place, to: Place, store: Store) {
+        let draft = match store {
+            Store::Set => Draft::new(elementwise::copy(from.map, to.map, self.isa), &[from.into()], to),
+            Store::Add => {
+                let kernel = elementwise::add(to.map, from.map, to.map, None, self.isa);
+                Draft::new(kernel, &[to.into(), from.into()], to)
+            }
+        };
+        self.sketch.push(draft);
+    }
+
+    /// The gradient of output number `i`.
+    fn seed(&mut self, i: usize, value: NodeId) {
+        if !self.needed[value.index()] {
+            return;
+        }
+        self.sketch.path = "output".to_owned();
+        self.sketch.shape = self.program.shape(value);
+        let (to, store) = self.contribute(value);
+        let seed = At::Outside(self.outside.seeds + i);
+        let place = if store == Store::Set { to } else { self.sketch.map(self.sketch.shape) };
+        let kernel = layout::from_nchw(self.sketch.shape, place.map, [0; 2], self.isa);
+        self.sketch.push(Draft::new(kernel, &[seed], place));
+        if store == Store::Add {
+            self.meet(place, to, store);
+        }
+    }
+
+    fn unit_backward(&mut self, unit: &Unit) -> Result<()> {
+        let (isa, input) = (self.isa, unit.inputs[0]);
+        match &unit.op {
+            Op::Input { .. } => {}
+            Op::Conv { .. } | Op::Linear { .. } | Op::DeformConv { .. } => self.weighted_backward(unit)?,
+            Op::BatchNorm { .. } => self.norm_backward(unit),
+            Op::Activation(function) => {
+                let kept = self.kept_for_activation(unit);
+                let through = match crate::simd::has_output_gradient(*function) {
+                    true => Through::Output(*function, kept.map.ld),
+                    false => Through::Input(*function),
+                };
+                self.through(unit, through, kept);
+            }
+            Op::Add => self.add_backward(unit),
+            Op::Mul => self.multiply_backward(unit),
+            Op::Concat => {
+                let whole = self.arrival(unit.output);
+                for (value, there) in parts(self.program, whole, &unit.inputs) {
+                    match self.gradients[value.index()] == Some(there) && self.needed[value.index()] {
+                        true => self.arrived[value.index()] = true,
+                        false if self.needed[value.index()] => self.pass(value, there),
+                        false => {}
+                    }
+                }
+            }
+            Op::ChannelPad { before, .. } => {
+                let [_, c, ..] = self.program.shape(input);
+                let from = slice(self.arrival(unit.output), *before, c);
+                self.pass(input, from);
+            }
+            Op::ChannelSlice { start, len } => {
+                let from = self.arrival(unit.output);
+                let (to, store) = self.contribute(input);
+                match store {
+                    Store::Set => {
+                        let kernel = elementwise::channel_pad(from.map, to.map, *start, isa);
+                        self.sketch.push(Draft::new(kernel, &[from.into()], to));
+                    }
+                    Store::Add => self.meet(from, slice(to, *start, *len), store),
+                }
+            }
+            Op::Dropout { .. } | Op::StochasticDepth { .. } => {
+                let (p, kind) = noise_of(&unit.op).expect("the operation is noise");
+                let (from, stream) = (self.arrival(unit.output), self.stream(unit));
+                let (to, store) = self.contribute(input);
+                let kernel = noise::drop_out(from.map, to.map, p, kind, store, isa);
+                self.sketch.push(Draft::new(kernel, &[from.into(), stream], to));
+            }
+            _ => self.plain_backward(unit)?,
+        }
+        Ok(())
+    }
+
+    /// What the derivative of an activation of its own is computed from.
+    fn kept_for_activation(&mut self, unit: &Unit) -> Place {
+        match unit.op {
+            Op::Activation(function) if crate::simd::has_output_gradient(function) => self.value(unit.output),
+            _ => self.kept_value(unit.inputs[0]),
+        }
+    }
+
+    /// The units that one kernel leads through, from the gradient of the output to that of the only input.
+    fn plain_backward(&mut self, unit: &Unit) -> Result<()> {
+        let (isa, input) = (self.isa, unit.inputs[0]);
+        let from = self.arrival(unit.output);
+        let also = match unit.op {
+            Op::LocalResponseNorm { .. } => self.kept_value(input).into(),
+            Op::Softmax => self.value(unit.output).into(),
+            Op::MaxPool { .. } => self.indices[unit.output.index()],
+            _ => At::None,
+        };
+        let kept = match unit.op {
+            Op::LocalResponseNorm { .. } => self.value(input).map,
+            _ => self.value(unit.output).map,
+        };
+        let (to, store) = self.contribute(input);
+        let (x, y) = (to.map, from.map);
+        let kernel: Box<dyn crate::kernels::Kernel> = match &unit.op {
+            Op::LocalResponseNorm { .. } => {
+                let rule = response(&unit.op).expect("the operation is one");
+                gradient::local_response([y, kept], x, rule, store, isa).into()
+            }
+            Op::Softmax => gradient::softmax([y, kept], x, store, isa).into(),
+            Op::MaxPool { window } => {
+                pool::max_gradient(x, y, *window, window.place([x.h, x.w], &unit.path)?, store, isa).into()
+            }
+            Op::AvgPool { window, count_include_pad } => {
+                let placed = window.place([x.h, x.w], &unit.path)?;
+                pool::average_gradient([x, y], *window, placed, *count_include_pad, store, isa).into()
+            }
+            Op::AdaptiveAvgPool { .. } => pool::adaptive_gradient(x, y, store, isa).into(),
+            _ => gradient::unflatten(y, x, store, isa).into(),
+        };
+        self.sketch.push(Draft::new(kernel, &[from.into(), also], to));
+        Ok(())
+    }
+
+    /// Leads the gradient of `unit`'s output through an activation of one input; in its place, if it may stay there.
+    fn through(&mut self, unit: &Unit, through: Through, kept: Place) {
+        let (from, input) = (self.arrival(unit.output), unit.inputs[0]);
+        let (to, store) = match self.may_share(input) {
+            true => (from, Store::Set),
+            false => self.contribute(input),
+        };
+        let chain = Chain {
+            gradient: from.map,
+            input: kept.map.ld,
+            through,
+            sums: Sums::None,
+            store: Some((to.map.ld, store)),
+        };
+        let inputs = [from.into(), kept.into(), At::None, kept.into()];
+        self.sketch.push(Draft::new(norm::chain(chain, self.isa), &inputs, At::None).also([to.into(), At::None]));
+        if !self.arrived[input.index()] {
+            self.share(input, to);
+        }
+    }
+
+    /// Leads the gradient of `unit`'s output through the activation that was fused into it, where it lies, and computes the
+    /// gradient of its bias.
+    fn activation_and_bias(&mut self, unit: &Unit, bias: At) {
+        let from = self.arrival(unit.output);
+        let sums = if bias == At::None { Sums::None } else { Sums::Bias };
+        let through = unit.activation.map_or(Through::Nothing, |a| Through::Output(a, self.value(unit.output).map.ld));
+        if sums == Sums::None && through == Through::Nothing {
+            return;
+        }
+        let store = (through != Through::Nothing).then_some((from.map.ld, Store::Set));
+        let chain = Chain { gradient: from.map, input: 0, through, sums, store };
+        let partial = match sums {
+            Sums::None => At::None,
+            _ => self.sketch.buffer(norm::partial_len(from.map, sums.rows())),
+        };
+        let output = if through == Through::Nothing { At::None } else { self.value(unit.output).into() };
+        let to = if store.is_some() { from.into() } else { At::None };
+        let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), At::None, At::None, output], partial);
+        self.sketch.push(draft.also([to, At::None]));
+        if sums == Sums::Bias {
+            self.sketch.push(Draft::new(norm::total(from.map, self.isa), &[partial], bias));
+        }
+    }
+
+    fn weighted_backward(&mut self, unit: &Unit) -> Result<()> {
+        let (Op::Conv { weight, bias, .. } | Op::DeformConv { weight, bias, .. } | Op::Linear { weight, bias }) =
+            unit.op
+        else {
+            return Ok(());
+        };
+        self.activation_and_bias(unit, bias.map_or(At::None, |id| self.gradient_of(id)));
+        let from = self.arrival(unit.output);
+        let kept = self.kept[weight.index()];
+        if let Some(sampling) = self.sampling(unit) {
+            return self.deform_backward(unit, sampling, from, [kept, self.gradient_of(weight)]);
+        }
+        let input = unit.inputs[0];
+        if self.needed[input.index()] {
+            let (to, store) = self.contribute(input);
+            let (mut spec, _) = self.spec(unit, to.map)?;
+            spec.epilogue = Default::default();
+            spec.output = from.map;
+            let learned = grad::input_gradient(spec, store, self.options.precision, self.isa);
+            let packed = self.sketch.buffer(learned.packed);
+            self.sketch.push(Draft::new(learned.packing, &[kept], packed));
+            let old = if store == Store::Add { to.into() } else { At::None };
+            let macs = spec.output.pixels() * spec.output.c * spec.depth();
+            self.sketch.push(Draft::new(learned.kernel, &[from.into(), old], to).weights(packed).macs(macs));
+        }
+        if self.learned[weight.index()] {
+            let x = self.kept_value(input);
+            let (mut spec, bordered) = self.spec(unit, x.map)?;
+            spec.epilogue = Default::default();
+            spec.output = from.map;
+            let gradient = match bordered {
+                true => grad::weight::weight_gradient_rows(spec, self.isa),
+                false => grad::weight::weight_gradient(spec, self.isa),
+            };
+            let macs = spec.output.pixels() * spec.output.c * spec.depth();
+            self.weight_gradient(gradient, [x.into(), from.into()], self.gradient_of(weight), macs);
+        }
+        Ok(())
+    }
+
+    fn weight_gradient(&mut self, gradient: WeightGradient, inputs: [At; 2], to: At, macs: usize) {
+        let Some(gather) = gradient.gather else {
+            return self.sketch.push(Draft::new(gradient.kernel, &inputs, to).macs(macs));
+        };
+        let partial = self.sketch.buffer(gradient.partial);
+        self.sketch.push(Draft::new(gradient.kernel, &inputs, partial).macs(macs));
+        self.sketch.push(Draft::new(gather, &[partial], to));
+    }
+
+    fn deform_backward(
+        &mut self,
+        unit: &Unit,
+        sampling: crate::kernels::conv::Sampling,
+        from: Place,
+        [kept, to_weight]: [At; 2],
+    ) -> Result<()> {
+        let sources: Vec<Place> = unit.inputs.iter().map(|&value| self.kept_value(value)).collect();
+        let (mut spec, _) = self.spec(unit, sources[0].map)?;
+        spec.epilogue = Default::default();
+        spec.output = from.map;
+        let mut inputs = vec![At::None; 3];
+        inputs.iter_mut().zip(&sources).for_each(|(at, &place)| *at = place.into());
+        if unit.inputs.iter().any(|value| self.needed[value.index()]) {
+            // Shifts and factors are set, never added to: what has arrived before is added afterwards.
+            let mut targets = [None; 3];
+            let mut late = Vec::new();
+            for (i, &value) in unit.inputs.iter().enumerate() {
+                if !self.needed[value.index()] {
+                    continue;
+                }
+                let (place, store) = self.contribute(value);
+                targets[i] = Some((place, store));
+                if i > 0 && store == Store::Add {
+                    let apart = self.sketch.map(self.program.shape(value));
+                    targets[i] = Some((apart, Store::Set));
+                    late.push((apart, place));
+                }
+            }
+            let map = |i: usize, default: Map| targets[i].map_or(default, |(place, _): (Place, Store)| place.map);
+            let mask = sampling.mask.unwrap_or(sampling.offset);
+            let maps = [map(0, spec.input), map(1, sampling.offset), map(2, mask)];
+            let store = targets[0].map_or(Store::Set, |(_, store)| store);
+            let learned = grad::deform::data(spec, sampling, maps, store, self.isa);
+            let packed = self.sketch.buffer(learned.packed);
+            self.sketch.push(Draft::new(learned.packing, &[kept], packed));
+            let [dx, offset, mask] = targets.map(|target| target.map_or(At::None, |(place, _)| place.into()));
+            let all = [inputs[0], inputs[1], inputs[2], from.into()];
+            let macs = spec.output.pixels() * spec.output.c * spec.depth();
+            let draft = Draft::new(learned.kernel, &all, dx).weights(packed).also([offset, mask]).macs(macs);
+            self.sketch.push(draft);
+            late.into_iter().for_each(|(apart, place)| self.meet(apart, place, Store::Add));
+        }
+        if to_weight != At::None {
+            let gradient = grad::deform::weight_gradient(spec, sampling, self.isa);
+            let samples = self.sketch.buffer(gradient.samples.extent());
+            self.sketch.push(Draft::new(gradient.sample, &inputs, samples));
+            let macs = spec.output.pixels() * spec.output.c * spec.depth();
+            self.weight_gradient(gradient.product, [samples, from.into()], to_weight, macs);
+        }
+        Ok(())
+    }
+
+    fn norm_backward(&mut self, unit: &Unit) {
+        let Op::BatchNorm { scale, shift, .. } = unit.op else { return };
+        let (input, from) = (unit.inputs[0], self.arrival(unit.output));
+        let (x, table) = (self.kept_value(input), self.tables[unit.output.index()]);
+        let y = self.values[unit.output.index()].expect("placed");
+        let through = match (unit.activation, unit.residual) {
+            (None, _) => Through::Nothing,
+            (Some(activation), None) => Through::Normalised(activation),
+            (Some(activation), Some(_)) => Through::Output(activation, y.map.ld),
+        };
+        // Where dT goes: to the shortcut's gradient, and there it may be that of the output itself. Without a shortcut it
+        // is stored only if it costs more to compute than to read.
+        let shortcut = unit.residual.filter(|value| self.needed[value.index()]);
+        let shared = shortcut.is_some_and(|value| self.may_share(value) && value != input);
+        let in_place = (from, Store::Set);
+        let stored = match (shortcut, unit.activation) {
+            (Some(_), _) if shared => (through != Through::Nothing).then_some(in_place),
+            (Some(value), _) => Some(self.contribute(value)),
+            (None, Some(activation)) if !cuts_off(activation) => Some(in_place),
+            (None, _) => None,
+        };
+        let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
+        let store = stored.map(|(place, store)| (place.map.ld, store));
+        let chain = Chain { gradient: from.map, input: x.map.ld, through, sums: Sums::Norm, store };
+        let output = if let Through::Output(..) = through { y.into() } else { At::None };
+        let to = stored.map_or(At::None, |(place, _)| place.into());
+        let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), x.into(), table, output], partial);
+        self.sketch.push(draft.also([to, At::None]));
+
+        let statistic = if self.is_fixed(&unit.op) { Statistic::Running } else { Statistic::Batch };
+        let coefficients = self.sketch.buffer(norm::BACKWARD_ROWS * from.map.c);
+        let kernel = norm::backward_statistics(from.map, statistic, self.isa);
+        let affine = [scale, shift].map(|id| id.map_or(At::None, |id| self.gradient_of(id)));
+        self.sketch.push(Draft::new(kernel, &[partial, table], coefficients).also(affine));
+        if shared {
+            self.share(shortcut.expect("it is shared"), from);
+        }
+        if !self.needed[input.index()] {
+            return;
+        }
+        let done = stored == Some(in_place);
+        let through = if done { Through::Nothing } else { through };
+        let ((place, store), in_place) = match !shared && self.may_share(input) {
+            true => ((from, Store::Set), true),
+            false => (self.contribute(input), false),
+        };
+        let last = norm::Backward { gradient: from.map, input: x.map.ld, through, output: (place.map.ld, store) };
+        let inputs = [from.into(), x.into(), table, output, coefficients];
+        self.sketch.push(Draft::new(norm::backward(last, self.isa), &inputs, place));
+        if in_place {
+            self.share(input, place);
+        }
+    }
+
+    fn add_backward(&mut self, unit: &Unit) {
+        self.activation_and_bias(unit, At::None);
+        let from = self.arrival(unit.output);
+        let wanted: Vec<NodeId> = unit.inputs.iter().copied().filter(|v| self.needed[v.index()]).collect();
+        // One summand may have the sum's gradient for its own, after the others have taken theirs.
+        let heir = wanted.iter().copied().find(|&value| self.may_share(value));
+        let mut inherited = false;
+        for &value in wanted.iter().filter(|&&value| Some(value) != heir) {
+            self.pass(value, from);
+        }
+        for &value in wanted.iter().filter(|&&value| Some(value) == heir) {
+            if inherited {
+                self.pass(value, from);
+            } else {
+                self.share(value, from);
+                inherited = true;
+            }
+        }
+    }
+
+    fn multiply_backward(&mut self, unit: &Unit) {
+        let isa = self.isa;
+        let from = self.arrival(unit.output);
+        let [a, b] = [0, 1].map(|i| self.kept_value(unit.inputs[i]));
+        if self.needed[unit.inputs[0].index()] {
+            let (to, store) = self.contribute(unit.inputs[0]);
+            let draft = match store {
+                Store::Set => {
+                    let kernel = elementwise::multiply(from.map, b.map, to.map, None, isa);
+                    Draft::new(kernel, &[from.into(), b.into()], to)
+                }
+                Store::Add => {
+                    let kernel = elementwise::multiply_add(from.map, b.map, to.map, to.map, None, isa);
+                    Draft::new(kernel, &[from.into(), b.into(), to.into()], to)
+                }
+            };
+            self.sketch.push(draft);
+        }
+        if self.needed[unit.inputs[1].index()] {
+            let (to, store) = self.contribute(unit.inputs[1]);
+            let whole = self.program.shape(unit.inputs[0]) == self.program.shape(unit.inputs[1]);
+            let draft = match (whole, store) {
+                (false, store) => {
+                    let kernel = gradient::gate(from.map, a.map, to.map, store, isa);
+                    Draft::new(kernel, &[from.into(), a.into()], to)
+                }
+                (true, Store::Set) => {
+                    let kernel = elementwise::multiply(from.map, a.map, to.map, None, isa);
+                    Draft::new(kernel, &[from.into(), a.into()], to)
+                }
+                (true, Store::Add) => {
+                    let kernel = elementwise::multiply_add(from.map, a.map, to.map, to.map, None, isa);
+                    Draft::new(kernel, &[from.into(), a.into(), to.into()], to)
+                }
+            };
+            self.sketch.push(draft);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What is computed in one pass while training: `activation(norm(x) + shortcut)`, and activations that are known by their
+//! output behind what computes their argument.
+
+use crate::activation::Activation;
+use crate::exec::mode::Noise;
+use crate::exec::program::Program;
+use crate::graph::Op;
+use crate::simd::has_output_gradient;
+use std::collections::HashSet;
+
+/// Rewrites `program`, whose values named in `wanted` stay as they are.
+pub(super) fn run(program: &mut Program, noise: Noise) {
+    identities(program, noise);
+    residuals(program);
+    activations(program);
+}
+
+/// Removes what does nothing.
+fn identities(program: &mut Program, noise: Noise) {
+    let mut gone = HashSet::new();
+    for i in 0..program.units.len() {
+        let unit = &program.units[i];
+        let nothing = match unit.op {
+            Op::Dropout { .. } | Op::StochasticDepth { .. } => noise == Noise::Off,
+            Op::Flatten => program.shape(unit.inputs[0])[2..] == [1, 1],
+            Op::AdaptiveAvgPool { output } => program.shape(unit.inputs[0])[2..] == output,
+            _ => false,
+        };
+        if nothing {
+            let (input, output) = (unit.inputs[0], unit.output);
+            program.replace(output, input);
+            gone.insert(i);
+        }
+    }
+    program.remove(&gone);
+}
+
+/// Lets a norm add the shortcut while it stores.
+fn residuals(program: &mut Program) {
+    let mut gone = HashSet::new();
+    for i in 0..program.units.len() {
+        if !matches!(program.units[i].op, Op::Add) {
+            continue;
+        }
+        let (uses, producers) = (program.uses(), program.producers());
+        let inputs = program.units[i].inputs.clone();
+        let able = |k: usize| {
+            let j = producers[inputs[k].index()]?;
+            let unit = &program.units[j];
+            let alone = uses[inputs[k].index()] == 1 && unit.residual.is_none() && unit.activation.is_none();
+            (alone && matches!(unit.op, Op::BatchNorm { .. }) && inputs[0] != inputs[1]).then_some((j, inputs[1 - k]))
+        };
+        // The later of two: the other one is then ready.
+        let Some((j, other)) = able(0).into_iter().chain(able(1)).max_by_key(|&(j, _)| j) else { continue };
+        let mut unit = program.units[j].clone();
+        unit.residual = Some(other);
+        unit.output = program.units[i].output;
+        unit.fused.push("add");
+        program.units[i] = unit;
+        program.units[j].inputs.clear();
+        gone.insert(j);
+    }
+    program.remove(&gone);
+}
+
+/// Applies an activation where its argument is made.
+fn activations(program: &mut Program) {
+    let (uses, producers) = (program.uses(), program.producers());
+    let mut gone = HashSet::new();
+    for i in 0..program.units.len() {
+        let Op::Activation(activation) = program.units[i].op else { continue };
+        let source = program.units[i].inputs[0];
+        let Some(j) = producers[source.index()] else { continue };
+        let before = &program.units[j];
+        let fits = match before.op {
+            // Computed again from the norm's input, or told by the output.
+            Op::BatchNorm { .. } => before.residual.is_none() || cuts_off(activation),
+            Op::Conv { .. } | Op::DeformConv { .. } | Op::Linear { .. } | Op::Add => has_output_gradient(activation),
+            _ => false,
+        };
+        if !fits || before.activation.is_some() || uses[source.index()] > 1 {
+            continue;
+        }
+        let output = program.units[i].output;
+        let unit = &mut program.units[j];
+        unit.activation = Some(activation);
+        unit.output = output;
+        unit.fused.push(activation.name());
+        gone.insert(i);
+    }
+    program.remove(&gone);
+}
+
+/// Whether an activation is the identity where it is not constant.
+pub(super) fn cuts_off(activation: Activation) -> bool {
+    matches!(activation, Activation::Relu | Activation::Relu6)
+}

@@ -1,0 +1,23 @@
+//! Planned training: one step, forward and backward, as a flat list of prepared kernels over one arena.
+//!
+//! [`TrainPlan`] reads the same drawing as [`Plan`](super::Plan), keeps batch norm, noise and auxiliary heads alive, and
+//! appends the way back:
+//!
+//! - `fuse` joins what is computed in one pass: batch norm, the sum with a shortcut, the activation;
+//! - `sketch` collects steps that name buffers instead of addresses. A buffer lives from the first step that touches it to
+//!   the last, on the way back as on the way there, so what backward reads is kept, and nothing else;
+//! - `forward` and `backward` write each operation's steps;
+//! - `run` hands the memory to the kernels.
+//!
+//! What backward reads is mostly what convolutions read and wrote. The output of a norm and its activation is not kept: it
+//! is computed again, in one pass, when the convolution behind it needs it. Gradients of concatenated values are slices of
+//! the concatenation's gradient, and the gradient of a sum is that of its summands, not a copy.
+
+mod backward;
+mod forward;
+mod fuse;
+mod plan;
+mod run;
+mod sketch;
+
+pub use plan::TrainPlan;

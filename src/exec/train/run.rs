@@ -1,0 +1,147 @@
+//! Running a training step: the file where its memory is handed to kernels.
+#![allow(unsafe_code, reason = "kernels run on raw pointers into one arena; lifetimes keep buffers apart")]
+
+use super::forward::{IMAGE_GRADIENT, IMAGES};
+use super::plan::TrainPlan;
+use crate::error::{Error, Result};
+use crate::exec::run::Pointer;
+use crate::exec::{Gradients, Outputs, StepTime};
+use crate::graph::Params;
+use crate::tensor::Tensor;
+use std::ops::Range;
+use std::time::Instant;
+
+impl TrainPlan {
+    /// Runs the network in training mode on a batch of the planned shape: batch norm by the batch's statistics, noise by
+    /// the seed, `step` and layer, auxiliary heads live. Moves the running statistics in `params`.
+    ///
+    /// The outputs, by name, borrow the plan's memory: copy what must outlive the next run.
+    ///
+    /// # Errors
+    /// Images of another shape, parameters of another network.
+    pub fn forward(&mut self, params: &mut Params, images: &Tensor, step: u64) -> Result<Outputs<'_>> {
+        self.prepare(params, images, step)?;
+        self.run(0..self.forward_steps);
+        self.follow(params);
+        self.ready = true;
+        Ok(self.outputs())
+    }
+
+    /// Leads the gradients of a loss with respect to outputs, by name and in their shape, back to the parameters. Outputs
+    /// that are not named count as unread. Each [`forward`](Self::forward) can be led back once.
+    ///
+    /// # Errors
+    /// No way forward to lead back, an output that does not exist, a gradient of another shape, an output named twice.
+    pub fn backward(&mut self, of: &[(&str, &Tensor)]) -> Result<&Gradients> {
+        self.prepare_back(of)?;
+        self.run(self.forward_steps..self.steps.len());
+        self.ready = false;
+        Ok(&self.gradients)
+    }
+
+    /// Runs one step forward and back, timing each kernel. The gradient of every output is the output itself.
+    pub fn profile(&mut self, params: &mut Params, images: &Tensor, step: u64) -> Result<Vec<StepTime>> {
+        self.prepare(params, images, step)?;
+        let mut times: Vec<StepTime> = (0..self.forward_steps).map(|i| self.timed(i)).collect();
+        self.follow(params);
+        self.ready = true;
+        let seeds: Vec<(String, Tensor)> = self.outputs.clone();
+        let seeds: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        self.prepare_back(&seeds)?;
+        times.extend((self.forward_steps..self.steps.len()).map(|i| self.timed(i)));
+        self.ready = false;
+        Ok(times)
+    }
+
+    fn timed(&mut self, i: usize) -> StepTime {
+        let started = Instant::now();
+        self.run(i..i + 1);
+        let seconds = started.elapsed().as_secs_f64();
+        let step = &self.steps[i];
+        StepTime { path: step.path.clone(), shape: step.shape, kernel: step.kernel.name(), seconds, macs: step.macs }
+    }
+
+    /// Checks what comes from outside and notes where it lies.
+    fn prepare(&mut self, params: &mut Params, images: &Tensor, step: u64) -> Result<()> {
+        if images.shape() != self.input {
+            return Err(Error::mismatch(
+                "input",
+                "shape",
+                format!("{:?}", self.input),
+                format!("{:?}", images.shape()),
+            ));
+        }
+        if params.defs().len() != self.defs.len() {
+            return Err(Error::mismatch("training step", "parameters", self.defs.len(), params.defs().len()));
+        }
+        for ((def, value), planned) in params.iter().zip(&self.defs) {
+            if def.name != planned.name || value.shape() != planned.shape {
+                let show = |name: &str, shape: &[usize]| format!("`{name}` {shape:?}");
+                let expected = show(&planned.name, &planned.shape);
+                return Err(Error::mismatch("training step", "parameter", expected, show(&def.name, value.shape())));
+            }
+        }
+        self.ready = false;
+        for (stream, &node) in self.streams.iter_mut().zip(&self.noisy) {
+            *stream = self.options.stream(step, node);
+        }
+        let (outside, pointers) = (self.outside, &mut self.runner.outside);
+        pointers[IMAGES] = Pointer::to(images.as_slice());
+        let values = params.iter().map(|(_, value)| Pointer::to(value.as_slice()));
+        pointers[outside.params..outside.gradients].iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
+        let outputs = self.outputs.iter_mut().map(|(_, tensor)| Pointer::to_mut(tensor.as_mut_slice()));
+        pointers[outside.outputs..outside.seeds].iter_mut().zip(outputs).for_each(|(slot, value)| *slot = value);
+        self.point_inside();
+        Ok(())
+    }
+
+    /// Notes where the plan's own tensors lie: gradients, which hold weights between forward and back, and streams.
+    fn point_inside(&mut self) {
+        let (outside, pointers) = (self.outside, &mut self.runner.outside);
+        for (id, slot) in pointers[outside.gradients..outside.streams].iter_mut().enumerate() {
+            let values = self.gradients.of_mut(crate::graph::ParamId(id));
+            *slot = values.map_or(Pointer::NONE, Pointer::to_mut);
+        }
+        if let Some(values) = self.gradients.input_mut() {
+            pointers[IMAGE_GRADIENT] = Pointer::to_mut(values);
+        }
+        for (slot, stream) in pointers[outside.streams..].iter_mut().zip(&self.streams) {
+            *slot = Pointer::of(stream);
+        }
+    }
+
+    fn prepare_back(&mut self, of: &[(&str, &Tensor)]) -> Result<()> {
+        if !self.ready {
+            return Err(Error::invalid("training step", "backward without a forward before it"));
+        }
+        let seeds = self.outside.seeds;
+        for (slot, zeros) in self.runner.outside[seeds..].iter_mut().zip(&self.zeros) {
+            *slot = Pointer::to(zeros.as_slice());
+        }
+        for (i, (name, gradient)) in of.iter().enumerate() {
+            let known = || self.outputs.iter().map(|(known, _)| known.as_str());
+            let at = known().position(|known| known == *name);
+            let at = at.ok_or_else(|| Error::unknown("output", name, known()))?;
+            let shape = self.outputs[at].1.shape();
+            if gradient.shape() != shape {
+                let found = format!("{:?}", gradient.shape());
+                return Err(Error::mismatch(*name, "shape of the gradient", format!("{shape:?}"), found));
+            }
+            if of[..i].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Error::invalid(*name, "named twice: add the gradients first"));
+            }
+            self.runner.outside[seeds + at] = Pointer::to(gradient.as_slice());
+        }
+        self.point_inside();
+        Ok(())
+    }
+
+    fn run(&mut self, range: Range<usize>) {
+        // SAFETY: buffers that are alive at the same time lie apart in the arena, each as long as the map it was made for.
+        // What lies outside was checked to have the planned shape: images, parameters and gradients by `prepare` and
+        // `prepare_back`, whose callers still hold them borrowed, outputs, gradients and streams because the plan made them
+        // itself and is held mutably. The steps of the way forward write to outputs and gradients only, those of the way
+        // back read no parameters.
+        unsafe { self.runner.run(&self.steps, range) };
+    }
+}

@@ -1,0 +1,252 @@
+use super::*;
+use crate::kernels::conv::testing::noise;
+use crate::kernels::conv::{Sampling, learned_deform, learned_rows, winograd};
+use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
+use crate::kernels::naive::{self, ConvShape};
+use crate::kernels::{Epilogue, Io, Map, WEIGHTS};
+
+/// Images, size, channels in and out, groups, kernel, stride, padding, dilation.
+type Case = (usize, [usize; 2], [usize; 2], usize, usize, usize, usize, usize);
+
+const CASES: [Case; 21] = [
+    (2, [5, 6], [3, 8], 1, 3, 1, 1, 1),
+    (1, [7, 7], [20, 33], 1, 1, 1, 0, 1),
+    (2, [9, 8], [16, 20], 1, 3, 1, 1, 1),   // Winograd
+    (1, [13, 14], [33, 17], 1, 3, 1, 1, 1), // Winograd
+    (2, [8, 9], [5, 70], 1, 3, 2, 1, 1),
+    (1, [11, 7], [17, 12], 1, 7, 2, 3, 1),
+    (2, [6, 7], [24, 16], 1, 1, 2, 0, 1), // pixels that no output reads
+    (1, [9, 10], [6, 7], 1, 5, 3, 2, 1),
+    (1, [10, 11], [12, 9], 1, 3, 2, 2, 2),
+    (1, [10, 9], [9, 12], 1, 3, 1, 2, 2),
+    (1, [6, 6], [4, 5], 1, 2, 1, 0, 1),
+    (1, [5, 5], [4, 4], 1, 1, 1, 1, 1), // padding wider than the kernel reaches
+    (2, [7, 6], [20, 20], 20, 3, 1, 1, 1),
+    (2, [9, 7], [35, 35], 35, 5, 2, 2, 1),
+    (1, [6, 9], [7, 7], 7, 3, 2, 1, 1),
+    (1, [6, 6], [16, 16], 4, 3, 1, 1, 1),
+    (1, [7, 8], [16, 32], 4, 3, 2, 1, 1),
+    (1, [5, 4], [64, 32], 2, 3, 1, 1, 1),
+    (3, [1, 1], [40, 21], 1, 1, 1, 0, 1),
+    (4, [20, 19], [10, 30], 1, 3, 1, 1, 1), // several slices and blocks of pixels
+    (1, [40, 41], [70, 130], 1, 3, 2, 1, 1),
+];
+
+fn spec((n, size, [inputs, outputs], groups, kernel, stride, padding, dilation): Case) -> ConvSpec {
+    let window = Window {
+        stride: [stride; 2],
+        padding: Padding::Symmetric([padding; 2]),
+        dilation: [dilation; 2],
+        ..Window::square(kernel)
+    };
+    let placed = window.place(size, "test").unwrap();
+    ConvSpec {
+        input: Map::new([n, size[0], size[1], inputs], inputs + 3),
+        output: Map::new([n, placed.output[0], placed.output[1], outputs], outputs + 5),
+        window,
+        placed,
+        groups,
+        epilogue: Epilogue::default(),
+    }
+}
+
+fn shape(spec: &ConvSpec) -> ConvShape {
+    ConvShape { out_channels: spec.output.c, groups: spec.groups, window: spec.window, placed: spec.placed }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&v| v as f32).collect()
+}
+
+/// Packs the weights into memory full of NaN.
+fn pack(learned: &Learned, weight: &[f32], bias: Option<&[f32]>) -> AlignedBuf {
+    let mut packed = AlignedBuf::zeros(learned.packed);
+    packed.fill(f32::NAN);
+    let bias = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
+    run_tiles(&*learned.packing, &Io::new(&[weight.as_ptr(), bias], packed.as_mut_ptr()));
+    packed
+}
+
+fn run(learned: &Learned, inputs: &[*const f32], packed: &AlignedBuf, output: *mut f32) {
+    let mut io = Io::new(inputs, output);
+    io.inputs[WEIGHTS] = packed.as_ptr();
+    run_tiles(&*learned.kernel, &io);
+}
+
+use crate::tensor::AlignedBuf;
+
+fn scale(values: &[f64]) -> f32 {
+    values.iter().fold(0.0, |most: f64, v| most.max(v.abs())).max(1.0) as f32
+}
+
+#[test]
+fn weights_that_come_with_every_run_give_what_held_ones_do() {
+    for case in CASES {
+        let spec = spec(case);
+        let x = spread(&noise(nchw(spec.input).len(), 1), spec.input);
+        let (weight, bias) = (noise(spec.output.c * spec.depth(), 2), noise(spec.output.c, 3));
+        for &isa in Isa::available() {
+            let forward = learned(spec, Direction::Forward, Some(bias.len()), Precision::Fast, isa);
+            let held = crate::kernels::conv::choose(spec, &weight, Some(&bias[..]), Precision::Fast, isa);
+            let packed = pack(&forward, &weight, Some(&bias));
+            let [mut found, mut expected] = [0.0, 0.0].map(|v| vec![v; spec.output.extent()]);
+            run(&forward, &[x.as_ptr()], &packed, found.as_mut_ptr());
+            run_tiles(&*held, &Io::new(&[x.as_ptr()], expected.as_mut_ptr()));
+            assert_eq!(found, expected, "{} of {case:?}", held.name());
+        }
+    }
+}
+
+#[test]
+fn input_gradients_agree_with_the_oracle_and_add_to_what_is_there() {
+    let mut names = std::collections::BTreeSet::new();
+    for case in CASES {
+        let spec = spec(case);
+        let (dy, weight) = (noise(nchw(spec.output).len(), 1), noise(spec.output.c * spec.depth(), 2));
+        let expected = naive::backward::conv2d_input(&wide(&dy), nchw(spec.input), &wide(&weight), &shape(&spec));
+        let old = noise(nchw(spec.input).len(), 3);
+        let sum: Vec<f64> = expected.iter().zip(&old).map(|(a, &b)| a + f64::from(b)).collect();
+        let dy = spread(&dy, spec.output);
+        for &isa in Isa::available() {
+            for (store, expected) in [(Store::Set, &expected), (Store::Add, &sum)] {
+                for precision in [Precision::Fast, Precision::Exact] {
+                    let learned = input_gradient(spec, store, precision, isa);
+                    let packed = pack(&learned, &weight, None);
+                    let mut dx = spread(&old, spec.input);
+                    let output = dx.as_mut_ptr();
+                    run(&learned, &[dy.as_ptr(), output.cast_const()], &packed, output);
+                    let what = format!("{} of {case:?}", learned.kernel.name());
+                    // Winograd rounds more, and differently on every instruction set.
+                    let tolerance = scale(expected) * if precision == Precision::Fast { 4e-6 } else { 1e-6 };
+                    assert_near(&dx, &spread(&narrow(expected), spec.input), tolerance, &what);
+                    names.insert(learned.kernel.name().split('_').next().unwrap_or_default().to_owned());
+                }
+            }
+        }
+    }
+    for form in ["pointwise", "winograd", "indirect", "im2col", "depthwise", "grouped", "input"] {
+        assert!(names.contains(form), "{form} in {names:?}");
+    }
+    assert!(winograd::applicable(&spec(CASES[2])));
+}
+
+#[test]
+fn weight_gradients_agree_with_the_oracle() {
+    for case in CASES {
+        let spec = spec(case);
+        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
+        let expected = naive::backward::conv2d_weight(&wide(&x), nchw(spec.input), &wide(&dy), &shape(&spec));
+        let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
+        for &isa in Isa::available() {
+            let gradient = weight::weight_gradient(spec, isa);
+            check_weights(&gradient, [&x, &dy], &expected, &format!("{} of {case:?}", gradient.kernel.name()));
+        }
+    }
+}
+
+#[track_caller]
+fn check_weights(gradient: &weight::WeightGradient, [x, dy]: [&[f32]; 2], expected: &[f64], what: &str) {
+    let mut partial = vec![f32::NAN; gradient.partial];
+    let mut found = vec![f32::NAN; expected.len()];
+    let to = if gradient.gather.is_some() { partial.as_mut_ptr() } else { found.as_mut_ptr() };
+    run_tiles(&*gradient.kernel, &Io::new(&[x.as_ptr(), dy.as_ptr()], to));
+    if let Some(gather) = &gradient.gather {
+        run_tiles(&**gather, &Io::new(&[partial.as_ptr()], found.as_mut_ptr()));
+    }
+    assert_near(&found, &narrow(expected), 1e-6 * scale(expected), what);
+}
+
+#[test]
+fn a_stem_reads_its_border_forward_and_back() {
+    let (n, size, channels, outputs) = (2, [10, 11], 3, 9);
+    let window = Window { stride: [2; 2], padding: Padding::Symmetric([3; 2]), ..Window::square(7) };
+    let placed = window.place(size, "test").unwrap();
+    let reach = [0, 1].map(|axis| (placed.output[axis] - 1) * 2 + 7).map(|r| r.max(14));
+    let (padded, output) =
+        (Map::dense([n, reach[0], reach[1], channels]), Map::dense([n, placed.output[0], placed.output[1], outputs]));
+    let spec = ConvSpec {
+        input: padded,
+        output,
+        window,
+        placed: Placed { input: reach, before: [0; 2], ..placed },
+        groups: 1,
+        epilogue: Epilogue::default(),
+    };
+    let map = Map::dense([n, size[0], size[1], channels]);
+    let (x, dy) = (noise(nchw(map).len(), 1), noise(nchw(output).len(), 2));
+    let (weight, bias) = (noise(outputs * channels * 49, 3), noise(outputs, 4));
+    let conv = ConvShape { out_channels: outputs, groups: 1, window, placed };
+    let y = naive::conv2d(&wide(&x), nchw(map), &wide(&weight), Some(&wide(&bias)), &conv);
+    let expected = naive::backward::conv2d_weight(&wide(&x), nchw(map), &wide(&dy), &conv);
+    let dy = spread(&dy, output);
+    for &isa in Isa::available() {
+        let mut image = vec![f32::NAN; padded.extent()];
+        let packing = crate::kernels::layout::from_nchw([n, channels, size[0], size[1]], padded, [3; 2], isa);
+        run_tiles(&packing, &Io::new(&[x.as_ptr()], image.as_mut_ptr()));
+        let forward = learned_rows(spec, Some(outputs), isa);
+        let mut found = vec![0.0; output.extent()];
+        run(&forward, &[image.as_ptr()], &pack(&forward, &weight, Some(&bias)), found.as_mut_ptr());
+        assert_near(&found, &spread(&narrow(&y), output), 1e-6 * scale(&y), isa.name());
+        check_weights(&weight::weight_gradient_rows(spec, isa), [&image, &dy], &expected, isa.name());
+    }
+}
+
+#[test]
+fn deformable_gradients_agree_with_the_oracle() {
+    // Channels, groups and offset groups, stride, whether shifts are whole pixels (kinks), modulation.
+    for ([inputs, outputs], [groups, offset_groups], stride, whole, modulated) in [
+        ([8, 12], [1, 1], 1, false, true),
+        ([20, 6], [2, 1], 2, false, false),
+        ([36, 8], [1, 2], 1, true, true),
+        ([24, 24], [2, 4], 1, false, true),
+    ] {
+        let spec = spec((2, [7, 6], [inputs, outputs], groups, 3, stride, 1, 1));
+        let pixels = |c: usize| Map::new([2, spec.output.h, spec.output.w, c], c + 1);
+        let (offsets, masks) = (pixels(18 * offset_groups), pixels(9 * offset_groups));
+        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
+        let (mask, weight) = (noise(nchw(masks).len(), 3), noise(outputs * spec.depth(), 4));
+        let shift = |v: f32| if whole { (2.0 * v).round() } else { 2.0 * v };
+        let offset: Vec<f32> = noise(nchw(offsets).len(), 5).into_iter().map(shift).collect();
+        let (wide_offset, wide_mask) = (wide(&offset), wide(&mask));
+        let sampling =
+            naive::Sampling { offset: &wide_offset, mask: modulated.then_some(&wide_mask[..]), groups: offset_groups };
+        let (x64, w64, dy64) = (wide(&x), wide(&weight), wide(&dy));
+        let expected = naive::backward::deform_conv2d(&x64, nchw(spec.input), sampling, &w64, &dy64, &shape(&spec));
+        let y = naive::deform_conv2d(&x64, nchw(spec.input), sampling, &w64, None, &shape(&spec));
+        let sampling = Sampling { offset: offsets, mask: modulated.then_some(masks), groups: offset_groups };
+        let [x, dy, offset, mask] = [(&x, spec.input), (&dy, spec.output), (&offset, offsets), (&mask, masks)]
+            .map(|(values, map)| spread(values, map));
+        for &isa in Isa::available() {
+            let what = format!("{groups} groups, {offset_groups} offset groups, {}", isa.name());
+            let forward = learned_deform(spec, sampling, None, isa);
+            let mut found = spread(&narrow(&y), spec.output);
+            let inputs = [x.as_ptr(), offset.as_ptr(), mask.as_ptr()];
+            run(&forward, &inputs, &pack(&forward, &weight, None), found.as_mut_ptr());
+            assert_near(&found, &spread(&narrow(&y), spec.output), 1e-5, &what);
+
+            let learned = deform::data(spec, sampling, [spec.input, offsets, masks], Store::Set, isa);
+            let packed = pack(&learned, &weight, None);
+            let [mut dx, mut d_offset, mut d_mask] =
+                [spec.input, offsets, masks].map(|map| vec![f32::NAN; map.extent()]);
+            let mut io = Io::new(&[x.as_ptr(), offset.as_ptr(), mask.as_ptr(), dy.as_ptr()], dx.as_mut_ptr());
+            io.inputs[WEIGHTS] = packed.as_ptr();
+            io.also = [d_offset.as_mut_ptr(), if modulated { d_mask.as_mut_ptr() } else { std::ptr::null_mut() }];
+            run_tiles(&*learned.kernel, &io);
+            assert_near(&dx, &spread(&narrow(&expected.input), spec.input), 2e-5, &what);
+            assert_near(&d_offset, &spread(&narrow(&expected.offset), offsets), 5e-5, &what);
+            if let Some(expected) = &expected.mask {
+                assert_near(&d_mask, &spread(&narrow(expected), masks), 2e-5, &what);
+            }
+
+            let gradient = deform::weight_gradient(spec, sampling, isa);
+            let mut samples = vec![f32::NAN; gradient.samples.extent()];
+            let io = Io::new(&[x.as_ptr(), offset.as_ptr(), mask.as_ptr()], samples.as_mut_ptr());
+            run_tiles(&*gradient.sample, &io);
+            check_weights(&gradient.product, [&samples, &dy], &expected.weight, &what);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The gradient of the weights: `dw[o][tap][i] = Σ over pixels p of dy[p][o] · x[p + tap][i]`.
+//!
+//! ```text
+//! for block of pixels:  pointers to x for every tap
+//!     for tap:  C[tap] += dyᵀ · x                  (the outer product of `gemm::outer`)
+//! ```
+//!
+//! Work is split between outputs first and, where these are few, between slices of the pixels, whose sums are added in
+//! order afterwards while they are brought into PyTorch's layout. A 1×1 window whose pixels are not split is there already.
+
+#![allow(unsafe_code, reason = "fills pointer tables and runs microkernels on raw maps")]
+
+use super::super::ConvSpec;
+use super::super::indirect::Taps;
+use crate::kernels::gemm::outer::{Block, Outer};
+use crate::kernels::light::{Light, Tiled};
+use crate::kernels::{Io, Kernel, Store};
+use crate::simd::{Isa, Simd};
+use crate::tensor::AlignedBuf;
+use std::ops::Range;
+
+/// The gradient of a convolution's weights.
+pub struct WeightGradient {
+    /// Inputs: the convolution's input, the gradient of its output. Output: `partial` floats or, if these are none, the
+    /// gradient as PyTorch lays it out.
+    pub kernel: Box<dyn Kernel>,
+    /// Floats of partial sums.
+    pub partial: usize,
+    /// Adds the partial sums up: input those, output the gradient.
+    pub gather: Option<Box<dyn Kernel>>,
+}
+
+/// For any convolution.
+pub fn weight_gradient(spec: ConvSpec, isa: Isa) -> WeightGradient {
+    if spec.groups == spec.input.c && spec.groups == spec.output.c && spec.groups > 1 {
+        return super::depthwise::weight(spec, isa);
+    }
+    let order = (0..spec.depth()).map(|i| {
+        let (tap, channel) = (i / spec.group_inputs(), i % spec.group_inputs());
+        channel * spec.window.taps() + tap
+    });
+    product(spec, Taps::of(&spec), order.collect(), isa)
+}
+
+/// For a convolution that was prepared by [`rows`](super::super::rows): its input holds its border.
+pub fn weight_gradient_rows(spec: ConvSpec, isa: Isa) -> WeightGradient {
+    let (channels, [_, kw], taps) = (spec.input.c, spec.window.kernel, spec.window.taps());
+    let order = (0..spec.depth()).map(|i| {
+        let (ky, kx, channel) = (i / (kw * channels), i / channels % kw, i % channels);
+        channel * taps + ky * kw + kx
+    });
+    product(spec, Taps::of_rows(&spec), order.collect(), isa)
+}
+
+pub(super) fn product(spec: ConvSpec, taps: Taps, order: Vec<usize>, isa: Isa) -> WeightGradient {
+    let kernel = Product::new(spec, taps, isa);
+    let count = taps.count[0] * taps.count[1];
+    let direct = kernel.slices == 1 && order.iter().enumerate().all(|(i, &at)| i == at);
+    let partial = if direct { 0 } else { kernel.slices * spec.output.c * spec.depth() };
+    let gathered = Gathered { slices: kernel.slices, rows: spec.output.c, taps: count, run: taps.run, order };
+    WeightGradient {
+        kernel: Box::new(Light { isa, kernel }),
+        partial,
+        gather: (!direct).then(|| Box::new(Light { isa, kernel: gathered }) as Box<dyn Kernel>),
+    }
+}
+
+/// The outer products of a convolution.
+struct Product {
+    spec: ConvSpec,
+    taps: Taps,
+    outer: Outer,
+    /// Slices of the pixels.
+    slices: usize,
+    /// Parts of a group's output channels.
+    parts: usize,
+    /// What lies in the padding.
+    zero: AlignedBuf,
+}
+
+/// Pixels whose rows stay in the second cache while all taps pass over them.
+const PIXELS: usize = 256;
+/// Floats of sums that stay there beside them.
+const SUMS: usize = 64 << 10;
+/// Multiply-adds of a tile.
+const MACS_PER_TILE: usize = 4_000_000;
+
+impl Product {
+    fn new(spec: ConvSpec, taps: Taps, isa: Isa) -> Self {
+        let outer = Outer::new(isa);
+        let (outputs, depth, pixels) = (spec.group_outputs(), spec.depth(), spec.output.pixels());
+        // Whole tiles of rows, and sums that fit.
+        let rows = (SUMS / depth / 6 * 6).clamp(6, outputs.next_multiple_of(6));
+        let parts = outputs.div_ceil(rows);
+        let wanted = (outputs * spec.groups * depth * pixels / MACS_PER_TILE).clamp(1, 16);
+        let slices = wanted.div_ceil(parts * spec.groups).min(pixels.div_ceil(PIXELS)).max(1);
+        let zero = AlignedBuf::zeros(spec.input.c.max(taps.run));
+        Product { spec, taps, outer, slices, parts, zero }
+    }
+
+    fn taps(&self) -> usize {
+        self.taps.count[0] * self.taps.count[1]
+    }
+
+    /// The output channels of a part of a group.
+    fn part(&self, part: usize) -> Range<usize> {
+        let outputs = self.spec.group_outputs();
+        part * outputs / self.parts..(part + 1) * outputs / self.parts
+    }
+}
+
+impl Tiled for Product {
+    fn name(&self) -> String {
+        format!("weight_gradient_{}_{}", self.spec.label(), self.outer.tile_name())
+    }
+
+    fn tiles(&self) -> usize {
+        self.slices * self.parts * self.spec.groups
+    }
+
+    fn scratch(&self) -> usize {
+        2 * self.taps() * PIXELS
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let (slice, rest) = (tile / (self.parts * self.spec.groups), tile % (self.parts * self.spec.groups));
+        let (group, part) = (rest / self.parts, self.part(rest % self.parts));
+        let (pixels, run) = (self.spec.output.pixels(), self.taps.run);
+        let cut = |i: usize| i * pixels / self.slices;
+        let range = cut(slice)..cut(slice + 1);
+        let first_output = group * self.spec.group_outputs() + part.start;
+        let table = scratch.as_mut_ptr().cast::<*const f32>();
+        let blocks = range.len().div_ceil(PIXELS).max(1);
+        for block in 0..blocks {
+            let start = range.start + block * range.len() / blocks;
+            let end = range.start + (block + 1) * range.len() / blocks;
+            // SAFETY: the table has room for every tap of a block of pixels; the channels of the group lie behind every
+            // pointer; the sums of this slice, these outputs and each tap are this tile's alone.
+            unsafe {
+                self.taps.fill(start..end, io.inputs[0], self.zero.as_ptr(), table, end - start);
+                for tap in 0..self.taps() {
+                    let at = ((slice * self.spec.output.c + first_output) * self.taps() + tap) * run;
+                    self.outer.run(&Block {
+                        a: io.inputs[1].add(start * self.spec.output.ld + first_output),
+                        ld_a: self.spec.output.ld,
+                        b: table.add(tap * (end - start)).cast_const(),
+                        skip: group * self.spec.group_inputs(),
+                        pixels: end - start,
+                        c: io.output.add(at),
+                        ld_c: self.taps() * run,
+                        size: [part.len(), run],
+                        store: if block == 0 { Store::Set } else { Store::Add },
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Adds up the slices of `[slice][row][tap][run]` and puts each row in PyTorch's order.
+pub(super) struct Gathered {
+    pub(super) slices: usize,
+    pub(super) rows: usize,
+    pub(super) taps: usize,
+    pub(super) run: usize,
+    /// Position within the row of `[tap][run]`.
+    pub(super) order: Vec<usize>,
+}
+
+impl Gathered {
+    /// Rows of a tile.
+    fn per_tile(&self) -> usize {
+        (1 << 15) / (self.slices * self.order.len()).max(1) + 1
+    }
+}
+
+impl Tiled for Gathered {
+    fn name(&self) -> String {
+        "gather_slices".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.rows.div_ceil(self.per_tile())
+    }
+
+    fn scratch(&self) -> usize {
+        self.taps * self.run
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let len = self.taps * self.run;
+        let sums = &mut scratch[..len];
+        for row in tile * self.per_tile()..self.rows.min((tile + 1) * self.per_tile()) {
+            // SAFETY: every slice holds every row; the gradient has as many rows.
+            let of = |slice: usize| unsafe {
+                std::slice::from_raw_parts(io.inputs[0].add((slice * self.rows + row) * len), len)
+            };
+            // SAFETY: as above, and rows belong to one tile each.
+            let to = unsafe { std::slice::from_raw_parts_mut(io.output.add(row * len), len) };
+            sums.copy_from_slice(of(0));
+            for slice in 1..self.slices {
+                sums.iter_mut().zip(of(slice)).for_each(|(sum, v)| *sum += v);
+            }
+            for (&at, &sum) in self.order.iter().zip(sums.iter()) {
+                to[at] = sum;
+            }
+        }
+    }
+}

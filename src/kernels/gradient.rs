@@ -1,0 +1,276 @@
+//! The way back through what works pixel by pixel: gates, local response norm, softmax, flattening.
+
+#![allow(unsafe_code, reason = "loops over raw pointers")]
+
+use super::light::{Light, Tiled, Tiling};
+use super::naive::LocalResponse;
+use super::{Io, Kernel, Map, Store};
+use crate::simd::{Isa, Simd};
+
+/// The gradient of a gate, one value per image and channel: `dg[n, c] = Σ over pixels of dy · x`. Inputs: the gradient of
+/// the product, its first factor. Output: the gradient of the gate.
+pub fn gate(gradient: Map, input: Map, output: Map, store: Store, isa: Isa) -> impl Kernel {
+    assert_eq!([output.n, output.h, output.w, output.c], [input.n, 1, 1, input.c], "a gate of {input:?}");
+    Light { isa, kernel: Gate { gradient, input, output, store } }
+}
+
+struct Gate {
+    gradient: Map,
+    input: Map,
+    output: Map,
+    store: Store,
+}
+
+/// Channels of a tile.
+const CHANNELS: usize = 64;
+/// Pixels whose products are added up before they meet the others.
+const PIXELS: usize = 64;
+
+impl Tiled for Gate {
+    fn name(&self) -> String {
+        "gate_gradient".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.input.n * self.input.c.div_ceil(CHANNELS)
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let (image, c) = (tile % self.input.n, tile / self.input.n * CHANNELS);
+        let (plane, len) = (self.input.h * self.input.w, CHANNELS.min(self.input.c - c));
+        let mut total = [0.0f32; CHANNELS];
+        for first in (0..plane).step_by(PIXELS) {
+            let mut sums = [0.0f32; CHANNELS];
+            for pixel in image * plane + first..image * plane + plane.min(first + PIXELS) {
+                // SAFETY: the pixel and these channels lie in both maps.
+                let [dy, x] = unsafe {
+                    [(0, self.gradient.ld), (1, self.input.ld)]
+                        .map(|(i, ld)| std::slice::from_raw_parts(io.inputs[i].add(pixel * ld + c), len))
+                };
+                sums.iter_mut().zip(dy.iter().zip(x)).for_each(|(sum, (dy, x))| *sum += dy * x);
+            }
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
+        // SAFETY: the gate has these channels, which belong to this tile.
+        let to = unsafe { std::slice::from_raw_parts_mut(io.output.add(image * self.output.ld + c), len) };
+        meet(to, &total[..len], self.store);
+    }
+}
+
+/// Stores or adds.
+#[inline(always)]
+fn meet(to: &mut [f32], values: &[f32], store: Store) {
+    match store {
+        Store::Set => to.copy_from_slice(values),
+        Store::Add => to.iter_mut().zip(values).for_each(|(to, v)| *to += v),
+    }
+}
+
+/// The gradient of softmax: `dx = y · (dy − Σ y·dy)` over the channels of a pixel. Inputs: the gradient of the output, the
+/// output. Output: the gradient of the input.
+pub fn softmax([gradient, result]: [Map; 2], output: Map, store: Store, isa: Isa) -> impl Kernel {
+    let tiling = Tiling::new(gradient.pixels(), gradient.c);
+    Light { isa, kernel: Softmax { gradient, result, output, store, tiling } }
+}
+
+struct Softmax {
+    gradient: Map,
+    result: Map,
+    output: Map,
+    store: Store,
+    tiling: Tiling,
+}
+
+impl Tiled for Softmax {
+    fn name(&self) -> String {
+        "softmax_gradient".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.tiling.tiles()
+    }
+
+    fn scratch(&self) -> usize {
+        self.gradient.c
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let c = self.gradient.c;
+        for pixel in self.tiling.range(tile) {
+            // SAFETY: the pixel lies in all maps.
+            unsafe {
+                let dy = std::slice::from_raw_parts(io.inputs[0].add(pixel * self.gradient.ld), c);
+                let y = std::slice::from_raw_parts(io.inputs[1].add(pixel * self.result.ld), c);
+                let sum: f32 = dy.iter().zip(y).map(|(dy, y)| dy * y).sum();
+                scratch.iter_mut().zip(dy.iter().zip(y)).for_each(|(to, (dy, y))| *to = y * (dy - sum));
+                let to = std::slice::from_raw_parts_mut(io.output.add(pixel * self.output.ld), c);
+                meet(to, &scratch[..c], self.store);
+            }
+        }
+    }
+}
+
+/// The gradient of [`local_response`](super::norm::local_response):
+/// `dx[j] = dy[j]·b[j]^−β − 2αβ/size · x[j] · Σ dy[i]·x[i]·b[i]^(−β−1)` over the channels `i` whose window holds `j`, with
+/// `b` the base of the power. Inputs: the gradient of the output, the input. Output: the gradient of the input.
+pub fn local_response(
+    [gradient, input]: [Map; 2],
+    output: Map,
+    norm: LocalResponse,
+    store: Store,
+    isa: Isa,
+) -> impl Kernel {
+    let tiling = Tiling::new(input.pixels(), input.c * (8 + norm.size.min(input.c)));
+    Light { isa, kernel: Response { gradient, input, output, norm, store, tiling } }
+}
+
+struct Response {
+    gradient: Map,
+    input: Map,
+    output: Map,
+    norm: LocalResponse,
+    store: Store,
+    tiling: Tiling,
+}
+
+impl Tiled for Response {
+    fn name(&self) -> String {
+        "local_response_gradient".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.tiling.tiles()
+    }
+
+    fn scratch(&self) -> usize {
+        // Squares, products and sums, with room for the windows at both ends.
+        2 * (self.input.c + 2 * self.norm.size) + 2 * self.input.c
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let (c, size) = (self.input.c, self.norm.size);
+        let (before, after) = (size / 2, (size - 1) / 2);
+        let share = (self.norm.alpha / size as f64) as f32;
+        let (beta, k) = (self.norm.beta as f32, self.norm.k as f32);
+        let padded = c + 2 * size;
+        scratch[..self.scratch()].fill(0.0);
+        let (squares, rest) = scratch.split_at_mut(padded);
+        let (products, rest) = rest.split_at_mut(padded);
+        let (direct, sums) = rest.split_at_mut(c);
+        for pixel in self.tiling.range(tile) {
+            // SAFETY: the pixel lies in all maps.
+            let (dy, x, to) = unsafe {
+                (
+                    std::slice::from_raw_parts(io.inputs[0].add(pixel * self.gradient.ld), c),
+                    std::slice::from_raw_parts(io.inputs[1].add(pixel * self.input.ld), c),
+                    std::slice::from_raw_parts_mut(io.output.add(pixel * self.output.ld), c),
+                )
+            };
+            squares[size..size + c].iter_mut().zip(x).for_each(|(s, x)| *s = x * x);
+            for i in 0..c {
+                let window: f32 = squares[size + i - before..=size + i + after].iter().sum();
+                let base = k + share * window;
+                let power = if beta == 0.75 { 1.0 / (base.sqrt() * base.sqrt().sqrt()) } else { base.powf(-beta) };
+                direct[i] = dy[i] * power;
+                products[size + i] = dy[i] * x[i] * power / base;
+            }
+            // Channel `j` lies in the windows of the channels from `j − after` to `j + before`.
+            for j in 0..c {
+                let window: f32 = products[size + j - after..=size + j + before].iter().sum();
+                sums[j] = direct[j] - 2.0 * share * beta * x[j] * window;
+            }
+            meet(to, &sums[..c], self.store);
+        }
+    }
+}
+
+/// The way back from [`flatten`](super::layout::flatten): vectors in the order `c, h, w` to maps. Input: the vectors'
+/// gradient. Output: the map's.
+pub fn unflatten(input: Map, output: Map, store: Store, isa: Isa) -> impl Kernel {
+    assert_eq!([input.n, input.c], [output.n, output.c * output.h * output.w], "{output:?} flattened");
+    let tiling = Tiling::new(output.pixels(), 4 * output.c);
+    Light { isa, kernel: Unflatten { input, output, store, tiling } }
+}
+
+struct Unflatten {
+    input: Map,
+    output: Map,
+    store: Store,
+    tiling: Tiling,
+}
+
+impl Tiled for Unflatten {
+    fn name(&self) -> String {
+        "unflatten".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.tiling.tiles()
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let plane = self.output.h * self.output.w;
+        for pixel in self.tiling.range(tile) {
+            for c in 0..self.output.c {
+                // SAFETY: the element lies in both maps.
+                unsafe {
+                    let from = io.inputs[0].add(pixel / plane * self.input.ld + c * plane + pixel % plane);
+                    let to = io.output.add(pixel * self.output.ld + c);
+                    *to = *from + if self.store == Store::Add { *to } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::light::testing::{assert_near, maps, nchw, run, run_tiles, spread, values};
+    use super::super::{layout, naive};
+    use super::*;
+
+    /// Runs a kernel that sets and one that adds, and holds both to `expected`.
+    #[track_caller]
+    fn check<K: Kernel>(make: impl Fn(Store) -> K, inputs: &[&[f32]], output: Map, expected: &[f32], tolerance: f32) {
+        assert_near(&run(&make(Store::Set), inputs, output), expected, tolerance, "set");
+        let old = values(expected.len(), 77);
+        let mut memory = spread(&old, output);
+        let pointers: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
+        run_tiles(&make(Store::Add), &Io::new(&pointers, memory.as_mut_ptr()));
+        let sum: Vec<f32> = expected.iter().zip(&old).map(|(a, b)| a + b).collect();
+        assert_near(&memory, &spread(&sum, output), 2.0 * tolerance, "add");
+    }
+
+    #[test]
+    fn gradients_agree_with_the_oracle() {
+        for map in maps() {
+            let (shape, other) = (nchw(map), Map::new([map.n, map.h, map.w, map.c], map.c + 1));
+            let [x, dy] = [1, 2].map(|seed| values(shape.len(), seed));
+            let (xm, dm) = (spread(&x, map), spread(&dy, other));
+            for &isa in Isa::available() {
+                let to = Map::new([map.n, 1, 1, map.c], map.c + 2);
+                let [_, expected] = naive::backward::multiply(&x, shape, &values(map.n * map.c, 3), &dy);
+                if map.h * map.w > 1 {
+                    check(|store| gate(other, map, to, store, isa), &[&dm, &xm], to, &expected, 1e-5);
+                }
+                let y = naive::softmax(&x, shape);
+                let expected = naive::backward::softmax(&y, shape, &dy);
+                let ym = spread(&y, map);
+                check(|store| softmax([other, map], map, store, isa), &[&dm, &ym], map, &expected, 1e-5);
+                for (size, beta) in [(5, 0.75), (4, 0.5), (1, 1.0)] {
+                    let norm = LocalResponse { size, alpha: 0.3, beta, k: 2.0 };
+                    let expected = naive::backward::local_response_norm(&x, shape, norm, &dy);
+                    let make = |store| local_response([other, map], map, norm, store, isa);
+                    check(make, &[&dm, &xm], map, &expected, 1e-5);
+                }
+                let flat = Map::new([map.n, 1, 1, map.c * map.h * map.w], map.c * map.h * map.w + 3);
+                let vectors = run(&layout::flatten(map, flat, isa), &[&xm], flat);
+                check(|store| unflatten(flat, map, store, isa), &[&spread(&vectors, flat)], map, &x, 1e-6);
+            }
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The planned training step equals the reference: outputs, every parameter's gradient, the images', running statistics.
+//! The same bits for any number of threads, and errors that name the place.
+
+use convzoo::activation::Activation::{Relu, Relu6, Sigmoid, Silu};
+use convzoo::exec::reference::{TrainStep, Value, train_step};
+use convzoo::exec::{Gradients, Noise, Precision, RunningStatistics, TrainOptions, TrainPlan};
+use convzoo::graph::{Graph, Layer, Node, Op, ParamKind, Params, concat, layer_fn};
+use convzoo::layers::{
+    AdaptiveAvgPool, AuxHead, AvgPool, BatchNorm, ClassifierHead, Conv2d, ConvNormAct, DeformConv2d, Dropout, Flatten,
+    Inception, Linear, LocalResponseNorm, MaxPool, MbConv, SeBlock, Skip, StochasticDepth,
+};
+use convzoo::random::Stream;
+use convzoo::simd::Isa;
+use convzoo::{Result, Tensor, models};
+
+fn fill(values: &mut [f32], stream: Stream, [low, width]: [f64; 2]) {
+    values.iter_mut().zip(0..).for_each(|(slot, i)| *slot = (low + width * stream.uniform(i)) as f32);
+}
+
+/// Parameters without pattern. Offsets stay between whole pixels, where the bilinear image has kinks.
+fn filled(graph: &Graph) -> Params {
+    let mut params = Params::blank(graph.params());
+    for ((def, values), i) in params.iter_mut().zip(0..) {
+        let fan_in: usize = def.shape[1..].iter().product();
+        let bound = (6.0 / fan_in as f64).sqrt();
+        let span = match (def.kind, def.name.contains("conv_offset")) {
+            (ParamKind::RunningVar | ParamKind::NormScale, _) => [0.75, 0.5],
+            (ParamKind::Bias, true) => [0.4, 0.2],
+            (ParamKind::Weight, true) => [-0.02, 0.04],
+            (ParamKind::Weight, false) => [-bound, 2.0 * bound],
+            _ => [-0.25, 0.5],
+        };
+        fill(values, Stream::new(1).fork(i), span);
+    }
+    params
+}
+
+fn image(shape: [usize; 4]) -> Tensor {
+    let mut image = Tensor::zeros(&shape);
+    fill(image.as_mut_slice(), Stream::new(2), [-1.0, 2.0]);
+    image
+}
+
+/// The gradient of `Σ factor · output`, which reads every output.
+fn factors(name: &str, len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    fill(&mut values, Stream::new(3).fork(name.bytes().map(u64::from).sum()), [-1.0, 2.0]);
+    values
+}
+
+/// What a step leaves behind.
+struct Step {
+    outputs: Vec<(String, Tensor)>,
+    gradients: Gradients,
+    params: Params,
+}
+
+const STEP: u64 = 5;
+
+fn planned(graph: &Graph, params: &Params, images: &Tensor, options: &TrainOptions) -> Result<Step> {
+    let mut params = params.clone();
+    let shape: [usize; 4] = images.shape().try_into().unwrap();
+    let mut plan = TrainPlan::new(graph, &params, shape, options)?;
+    let outputs = plan.forward(&mut params, images, STEP)?;
+    let outputs: Vec<(String, Tensor)> = outputs.iter().map(|(name, t)| (name.to_owned(), t.clone())).collect();
+    let seed = |(name, t): &(String, Tensor)| Tensor::from_slice(t.shape(), &factors(name, t.len()));
+    let seeds = outputs.iter().map(seed).collect::<Result<Vec<_>>>()?;
+    let named: Vec<(&str, &Tensor)> =
+        outputs.iter().zip(&seeds).map(|((name, _), seed)| (name.as_str(), seed)).collect();
+    let gradients = plan.backward(&named)?.clone();
+    Ok(Step { outputs, gradients, params })
+}
+
+fn reference(graph: &Graph, params: &Params, images: &Tensor, options: &TrainOptions) -> Result<Step> {
+    let of = TrainStep { graph, params, options, step: STEP };
+    let trained = train_step::<f64>(&of, images, |outputs| {
+        let seed = |(name, v): &(String, Value<f64>)| {
+            let data = factors(name, v.data.len()).into_iter().map(f64::from).collect();
+            (name.clone(), Value { shape: v.shape, data })
+        };
+        Ok(outputs.iter().map(seed).collect())
+    })?;
+    let mut moved = params.clone();
+    trained.move_statistics(&mut moved);
+    let round = |v: &Value<f64>| v.data.iter().map(|&v| v as f32).collect::<Vec<_>>();
+    let outputs = trained.outputs.iter().map(|(n, v)| Ok((n.clone(), Tensor::from_slice(&v.shape, &round(v))?)));
+    Ok(Step { outputs: outputs.collect::<Result<_>>()?, gradients: trained.rounded(graph.params()), params: moved })
+}
+
+/// Fails unless the difference is below `tolerance` times the norm of what is wanted, or of `scale` in all.
+#[track_caller]
+fn near(what: &str, found: &[f32], wanted: &[f32], tolerance: f64, scale: f64) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let square = |v: f32| f64::from(v).powi(2);
+    let norm = wanted.iter().map(|&v| square(v)).sum::<f64>().sqrt();
+    let error = found.iter().zip(wanted).map(|(f, w)| square(f - w)).sum::<f64>().sqrt();
+    assert!(error <= tolerance * norm.max(1e-3 * scale), "{what}: off by {error:e} of {norm:e}, {scale:e} in all");
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Holds a step to the reference.
+fn check_graph(what: &str, graph: &Graph, shape: [usize; 4], options: &TrainOptions, tolerance: f64) {
+    let (params, images) = (filled(graph), image(shape));
+    let found = planned(graph, &params, &images, options).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let wanted = reference(graph, &params, &images, options).unwrap();
+    for ((name, f), (other, w)) in found.outputs.iter().zip(&wanted.outputs) {
+        assert_eq!(name, other);
+        near(&format!("{what}: {name}"), f.as_slice(), w.as_slice(), 1e-4, norm(w.as_slice()));
+    }
+    let scale = wanted.gradients.iter().map(|(_, t)| norm(t.as_slice())).fold(0.0, f64::max);
+    let pairs: Vec<_> = found.gradients.iter().zip(wanted.gradients.iter()).collect();
+    assert_eq!(pairs.len(), wanted.gradients.iter().count(), "{what}");
+    for ((def, f), (other, w)) in pairs {
+        assert_eq!(def.name, other.name);
+        near(&format!("{what}: {}", def.name), f.as_slice(), w.as_slice(), tolerance, scale);
+    }
+    match (found.gradients.input(), wanted.gradients.input()) {
+        (Some(f), Some(w)) => near(&format!("{what}: input"), f.as_slice(), w.as_slice(), tolerance, scale),
+        (f, w) => assert!(f.is_none() && w.is_none()),
+    }
+    for ((def, f), (_, w)) in found.params.iter().zip(wanted.params.iter()) {
+        near(&format!("{what}: {}", def.name), f.as_slice(), w.as_slice(), 1e-5, 0.0);
+    }
+}
+
+fn check(what: &str, network: &dyn Layer, shape: [usize; 4], options: &TrainOptions) {
+    let graph = Graph::draw(shape[1], network).unwrap();
+    for &isa in Isa::available() {
+        let options = options.clone().isa(isa).threads(2).input_gradient();
+        check_graph(&format!("{what} on {}", isa.name()), &graph, shape, &options, 1e-4);
+    }
+}
+
+fn unit(conv: Conv2d) -> ConvNormAct {
+    ConvNormAct::new(conv).activation(Silu)
+}
+
+/// Every operation, fan-out, a part that is concatenated twice, gates of both shapes.
+fn everything(x: Node<'_>) -> Node<'_> {
+    let x = x.layer("stem", unit(Conv2d::k3(6)));
+    let a = x.layer("a", Conv2d::k3(6).groups(2)).activation(Silu);
+    let b = x.layer("b", AvgPool::k(3).stride(1).padding(1).exclude_padding());
+    let c = (x + a).layer("c", (SeBlock::reduction(3).activation(Silu), BatchNorm::new()));
+    let d = x.channel_slice(1, 3).activation(Sigmoid) * a.channel_slice(2, 3);
+    let e = concat([c, b, d, c]);
+    let f = e.apply(Op::ChannelPad { before: 2, after: 1 }, &[e]).layer("lrn", LocalResponseNorm::new(5).alpha(0.5));
+    let f = f.layer("pool", MaxPool::k(3).stride(2).padding(1).ceil());
+    let f = f.layer("down", unit(Conv2d::rect([3, 2], 8).stride(2))).layer("to", AdaptiveAvgPool::rect([2, 1]));
+    let y = f.then(Flatten).layer("fc", Linear::new(5));
+    y.apply(Op::Softmax, &[y])
+}
+
+#[test]
+fn every_operation_agrees_with_the_reference() {
+    check("everything", &layer_fn(everything), [2, 3, 7, 6], &TrainOptions::new());
+}
+
+#[test]
+fn auxiliary_heads_send_their_gradient_into_the_trunk() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", unit(Conv2d::k3(4))).aux("aux1", (Conv2d::k1(3), BatchNorm::new(), Flat(2)), 0.3);
+        let x = x.layer("trunk", unit(Conv2d::k3(6).stride(2)));
+        x.aux("aux2", (Conv2d::k1(2), Flat(3)), 0.3).feature("end").then(ClassifierHead::new(4).dropout(0.3))
+    }
+    struct Flat(usize);
+    impl Layer for Flat {
+        fn build<'g>(&self, x: Node<'g>) -> Node<'g> {
+            x.layer("pool", AdaptiveAvgPool::to(2)).then(Flatten).layer("fc", Linear::new(self.0))
+        }
+    }
+    check("aux", &layer_fn(net), [3, 2, 6, 5], &TrainOptions::new());
+}
+
+#[test]
+fn deformable_layers_pass_gradients_to_their_offset_branch() {
+    let v1 = (Conv2d::k1(4), DeformConv2d::v1(3, 6).groups(2).offset_groups(2).bias(), Silu, ClassifierHead::new(3));
+    let v2 =
+        (Conv2d::k1(4), DeformConv2d::v2(3, 4).stride(2).padding(1), BatchNorm::new(), Silu, ClassifierHead::new(3));
+    check("version 1", &v1, [2, 3, 5, 4], &TrainOptions::new());
+    check("version 2", &v2, [2, 3, 6, 5], &TrainOptions::new());
+}
+
+#[test]
+fn the_units_of_the_papers_agree_with_the_reference() {
+    let inception = Inception::new([2, 3, 4, 2, 3, 2]).five(5).unit(unit(Conv2d::k1(1)));
+    check("inception", &(Conv2d::k1(5), inception, ClassifierHead::new(3)), [2, 2, 5, 5], &TrainOptions::new());
+    let mb = MbConv::new(4).expand(3).kernel(5).drop(0.4);
+    check("mbconv", &(Conv2d::k1(4), mb, mb.stride(2), ClassifierHead::new(3)), [3, 2, 5, 6], &TrainOptions::new());
+    fn dense(x: Node<'_>) -> Node<'_> {
+        let layer = (BatchNorm::new(), Silu, Conv2d::k3(3), Dropout::new(0.2));
+        let grown = ["a", "b", "c"].into_iter().fold(x, |x, name| concat([x, x.layer(name, layer)]));
+        grown.then(AvgPool::k(2).stride(2))
+    }
+    check("dense", &(layer_fn(dense), ClassifierHead::new(3)), [2, 2, 6, 4], &TrainOptions::new());
+    let skip = Skip::new((Conv2d::k3(4).stride(2), BatchNorm::new(), Silu, StochasticDepth::new(0.5)));
+    let skip = skip.projected(Conv2d::k1(4).stride(2));
+    check("skip", &(skip, Dropout::new(0.4), ClassifierHead::new(3)), [4, 3, 5, 5], &TrainOptions::new());
+}
+
+/// Shortcuts around norms with a ReLU behind the sum, one of them a projection, one padded with zero channels.
+#[test]
+fn residual_sums_share_one_gradient() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", (Conv2d::k3(6), BatchNorm::new(), Relu));
+        let y = (x.layer("a", (Conv2d::k3(6), BatchNorm::new(), Relu, Conv2d::k3(6), BatchNorm::new())) + x).relu();
+        let z = y.layer("b", (Conv2d::k3(8).stride(2), BatchNorm::new()));
+        let z = (y.layer("p", (Conv2d::k1(8).stride(2), BatchNorm::new())) + z).relu();
+        let w = z.apply(Op::ChannelPad { before: 1, after: 2 }, &[z]);
+        let v = z.layer("c", (Conv2d::k3(11), BatchNorm::new()));
+        (w + v).activation(Relu6).layer("d", Conv2d::k1(4)).relu() + z.layer("e", Conv2d::k1(4))
+    }
+    check("residual", &(layer_fn(net), ClassifierHead::new(3)), [2, 3, 8, 7], &TrainOptions::new());
+}
+
+#[test]
+fn frozen_parts_have_no_gradient_and_pass_it_on() {
+    let network =
+        (unit(Conv2d::k3(4)).named("conv", "bn"), unit(Conv2d::k3(4)), unit(Conv2d::k3(4)), ClassifierHead::new(3));
+    for frozen in ["0", "1", "0.conv.weight", "2.0", "fc"].into_iter().take(4) {
+        check("frozen", &network, [2, 3, 5, 5], &TrainOptions::new().freeze(frozen));
+    }
+    // Nothing is led back below the lowest layer that learns.
+    let graph = Graph::draw(3, &network).unwrap();
+    let steps = |options: &TrainOptions| {
+        let plan = TrainPlan::new(&graph, &filled(&graph), [2, 3, 5, 5], options).unwrap();
+        plan.explain().lines().filter(|line| line.contains('←') && line.contains(" 0.")).count()
+    };
+    assert!(steps(&TrainOptions::new()) > 0);
+    assert_eq!(steps(&TrainOptions::new().freeze("0").freeze("1")), 0);
+}
+
+#[test]
+fn options_mean_what_they_mean_to_the_reference() {
+    let network = (unit(Conv2d::k3(6)), Dropout::new(0.5), StochasticDepth::new(0.3), ClassifierHead::new(3));
+    for options in [
+        TrainOptions::new().noise(Noise::Off),
+        TrainOptions::new().seed(9),
+        TrainOptions::new().statistics(RunningStatistics::TensorFlow),
+        TrainOptions::new().precision(Precision::Exact),
+    ] {
+        check("options", &network, [3, 3, 6, 6], &options);
+    }
+}
+
+/// One network of every family, at a small size.
+const ZOO: [(&str, [usize; 4]); 18] = [
+    ("alexnet", [2, 3, 67, 67]),
+    ("alexnet_paper", [2, 3, 67, 67]),
+    ("vgg11", [2, 3, 33, 34]),
+    ("vgg11_bn", [2, 3, 64, 64]),
+    ("googlenet", [2, 3, 65, 70]),
+    ("resnet18", [3, 3, 49, 50]),
+    ("resnet50", [3, 3, 49, 50]),
+    ("resnext50_32x4d", [2, 3, 64, 64]),
+    ("densenet121", [2, 3, 64, 64]),
+    ("squeezenet1_1", [2, 3, 49, 50]),
+    ("mobilenet_v2", [3, 3, 49, 50]),
+    ("efficientnet_b0", [3, 3, 49, 50]),
+    ("seresnet50", [2, 3, 64, 64]),
+    ("resnet20", [2, 3, 16, 17]),
+    ("preact_resnet20", [2, 3, 16, 17]),
+    ("densenet_bc_100_12", [2, 3, 16, 16]),
+    ("deform_resnet50_v2_c3", [2, 3, 64, 64]),
+    ("googlenet_paper", [2, 3, 65, 70]),
+];
+
+fn zoo(part: usize) {
+    for (name, shape) in ZOO.into_iter().skip(part).step_by(2) {
+        let network = models::build(name, Some(10)).unwrap();
+        let graph = Graph::draw(3, &network).unwrap();
+        // ReLUs and maxima near their kinks go one way in f32 and the other in f64.
+        check_graph(name, &graph, shape, &TrainOptions::new().threads(2), 3e-2);
+    }
+}
+
+#[test]
+fn networks_of_every_other_family_agree_with_the_reference() {
+    zoo(0);
+}
+
+#[test]
+fn networks_of_the_other_families_agree_with_the_reference() {
+    zoo(1);
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for (name, shape) in
+        [("googlenet", [2, 3, 65, 70]), ("efficientnet_b0", [2, 3, 64, 64]), ("resnet20", [3, 3, 16, 17])]
+    {
+        let graph = Graph::draw(3, &models::build(name, Some(10)).unwrap()).unwrap();
+        let (params, images) = (filled(&graph), image(shape));
+        let run = |threads| planned(&graph, &params, &images, &TrainOptions::new().threads(threads)).unwrap();
+        let bits = |t: &Tensor| t.as_slice().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let one = run(1);
+        for threads in [2, 5] {
+            let other = run(threads);
+            for ((def, a), (_, b)) in one.gradients.iter().zip(other.gradients.iter()) {
+                assert_eq!(bits(a), bits(b), "{name}: {} with {threads} threads", def.name);
+            }
+            for ((def, a), (_, b)) in one.params.iter().zip(other.params.iter()) {
+                assert_eq!(bits(a), bits(b), "{name}: {} with {threads} threads", def.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plan_runs_step_after_step_and_outputs_left_out_count_as_unread() -> Result<()> {
+    fn net(x: Node<'_>) -> Node<'_> {
+        x.aux("aux1", AuxHead::new(3), 0.3).layer("conv", Conv2d::k3(4)).then(ClassifierHead::new(2))
+    }
+    let graph = Graph::draw(2, &layer_fn(net))?;
+    let (mut params, images) = (filled(&graph), image([2, 2, 4, 4]));
+    let mut plan = TrainPlan::new(&graph, &params, [2, 2, 4, 4], &TrainOptions::new())?;
+    let ones = Tensor::from_fn(&[2, 2], |_| 1.0);
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        plan.forward(&mut params, &images, 0)?;
+        let gradients = plan.backward(&[("logits", &ones)])?;
+        for (def, gradient) in gradients.iter() {
+            assert_eq!(gradient.as_slice().iter().all(|v| *v == 0.0), def.auxiliary, "{}", def.name);
+        }
+        runs.push(gradients.clone());
+    }
+    assert!(runs[0].iter().zip(runs[1].iter()).all(|((_, a), (_, b))| a == b));
+    let error = plan.backward(&[("logits", &ones)]).unwrap_err().to_string();
+    assert!(error.contains("backward without a forward"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_trained_is_refused_with_place_and_numbers() -> Result<()> {
+    let network = (Conv2d::k3(4), BatchNorm::new(), ClassifierHead::new(3));
+    let graph = Graph::draw(3, &network)?;
+    let mut params = filled(&graph);
+    let plain = TrainOptions::new();
+    let refused = |shape, options: &TrainOptions| {
+        TrainPlan::new(&graph, &params, shape, options).map(|_| ()).unwrap_err().to_string()
+    };
+    for (error, parts) in [
+        (refused([1, 3, 1, 1], &plain), ["1 (batch_norm)", "at least 2", "found 1"]),
+        (refused([1, 2, 4, 4], &plain), ["input", "expected 3", "found 2"]),
+        (refused([1, 3, 4, 4], &plain.clone().freeze("0.wieght")), ["freeze", "0.wieght", "0.weight"]),
+        (refused([1, 3, 4, 4], &plain.clone().threads(0)), ["threads", "1 to 4096", "found 0"]),
+    ] {
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+    let mut plan = TrainPlan::new(&graph, &params, [2, 3, 4, 4], &plain)?;
+    assert!(plan.forward(&mut params, &image([2, 3, 4, 5]), 0).is_err());
+    let ones = Tensor::from_fn(&[2, 3], |_| 1.0);
+    for (of, parts) in [
+        (vec![("logit", &ones)], ["unknown output", "`logit`"]),
+        (vec![("logits", &image([2, 3, 1, 1]))], ["[2, 3]", "[2, 3, 1, 1]"]),
+        (vec![("logits", &ones), ("logits", &ones)], ["logits", "twice"]),
+    ] {
+        plan.forward(&mut params, &image([2, 3, 4, 4]), 0)?;
+        let error = plan.backward(&of).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+    let other = Graph::draw(3, &(Conv2d::k3(5), BatchNorm::new(), ClassifierHead::new(3)))?;
+    assert!(TrainPlan::new(&other, &params, [2, 3, 4, 4], &plain).is_err());
+    assert!(plan.forward(&mut filled(&other), &image([2, 3, 4, 4]), 0).is_err());
+    // A frozen batch norm takes its statistics from elsewhere and needs no batch.
+    let graph = Graph::draw(3, &(BatchNorm::new(), ClassifierHead::new(3)))?;
+    assert!(planned(&graph, &filled(&graph), &image([1, 3, 1, 1]), &plain.freeze("0")).is_ok());
+    Ok(())
+}
