@@ -2,13 +2,21 @@
 //!
 //! ```text
 //! cargo run --release --example latency -- --model resnet50 --batch 1 --threads 2
+//! cargo run --release --example latency -- --train --model resnet18 --batch 16 --threads 2
 //! ```
 //!
 //! The output is held to the reference executor once, before any time is taken. With `--worker` it speaks the line
 //! protocol of a benchmark that interleaves several engines: `ready LOAD_MS MAX_ERROR`, then for every line `run K` the
 //! times of `K` runs in ms, and `rss PEAK_MIB` at the end of the input.
+//!
+//! With `--train` a run is a training step: forward, cross entropy of all heads, backward, SGD with momentum.
+
+#[path = "support/step.rs"]
+#[allow(dead_code, reason = "shared with the example that times every kernel")]
+mod step;
 
 use clap::Parser;
+use convzoo::exec::TrainOptions;
 use convzoo::simd::{Isa, peak_gflops};
 use convzoo::weights::{Limits, LoadOptions, StateDict};
 use convzoo::{Error, Model, Plan, PlanOptions, Result, Tensor, models};
@@ -48,14 +56,21 @@ struct Args {
     #[arg(long)]
     reference: Option<PathBuf>,
     /// Serve a benchmark over standard input and output.
-    #[arg(long, requires_all = ["weights", "reference"])]
+    #[arg(long)]
     worker: bool,
+    /// Time training steps, on random weights and images.
+    #[arg(long, conflicts_with_all = ["weights", "reference"])]
+    train: bool,
 }
 
 fn main() {
     let started = Instant::now();
     let args = Args::parse();
-    let outcome = if args.worker { worker(&args, started) } else { measure(&args) };
+    let outcome = match (args.train, args.worker) {
+        (false, true) => worker(&args, started),
+        (false, false) => measure(&args),
+        (true, _) => train(&args, started),
+    };
     if let Err(error) = outcome {
         eprintln!("error: {error}");
         std::process::exit(1);
@@ -159,13 +174,77 @@ fn tensor(state: &StateDict, name: &str, file: &Path) -> Result<Tensor> {
 }
 
 fn worker(args: &Args, started: Instant) -> Result<()> {
-    let file = args.reference.as_deref().unwrap_or(Path::new(""));
+    let (Some(file), Some(_)) = (args.reference.as_deref(), &args.weights) else {
+        return Err(Error::invalid("--worker", "needs --weights and --reference, or --train"));
+    };
     let state = StateDict::read(file)?;
     let (input, wanted) = (tensor(&state, "input", file)?, tensor(&state, "logits", file)?);
     let network = models::build(&args.model, None)?;
     let weights = args.weights.as_deref().unwrap_or(Path::new(""));
     let mut plan = Model::plan_file(&network, weights, shape(&input)?, &options(args))?;
     let error = largest_error(plan.run(&input)?.logits().as_slice(), wanted.as_slice());
+    serve(started, f64::from(error), || run(&mut plan, &input))
+}
+
+/// Times training steps, or serves them to a benchmark.
+fn train(args: &Args, started: Instant) -> Result<()> {
+    let info = models::get(&args.model)?;
+    let side = args.size.unwrap_or(info.input);
+    let options = TrainOptions::new().threads(args.threads);
+    if !args.no_check {
+        step::Training::check(&args.model, &options)?;
+    }
+    let before = resident_mib("VmRSS:");
+    let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
+    let predicted = at.plan.predicted_bytes() as f64 / 1048576.0;
+    let mut timed = || -> Result<f64> {
+        let started = Instant::now();
+        let loss = at.step()?;
+        match loss.is_finite() {
+            true => Ok(started.elapsed().as_secs_f64() * 1e3),
+            false => Err(Error::invalid(&args.model, format!("the loss is {loss}"))),
+        }
+    };
+    if args.worker {
+        return serve(started, 0.0, timed);
+    }
+    (0..2).try_for_each(|_| timed().map(|_| ()))?;
+    let until = Instant::now() + Duration::from_secs_f64(args.seconds.max(0.0));
+    let mut times = vec![timed()?];
+    while times.len() < 3 || Instant::now() < until {
+        times.push(timed()?);
+    }
+    times.sort_by(f64::total_cmp);
+    let (median, least) = (times[times.len() / 2], times[0]);
+    let grown = resident_mib("VmHWM:") - before;
+    let shape = [args.batch, 3, side, side];
+    let graph = convzoo::graph::Graph::draw(3, &models::build(&args.model, None)?)?;
+    let macs = convzoo::inspect::Summary::of(&graph, shape)?.macs;
+    let peak = peak_gflops(Isa::detect(), args.threads);
+    let share = 6.0 * macs as f64 / (median * 1e6) / peak * 100.0;
+    if args.json {
+        let report = serde_json::json!({
+            "model": info.name, "batch": args.batch, "threads": args.threads, "size": side, "isa": Isa::detect().name(),
+            "steps": times.len(), "median_ms": median, "min_ms": least, "peak_gflops": peak, "percent_of_peak": share,
+            "predicted_mib": predicted, "grown_mib": grown,
+        });
+        println!("{report}");
+    } else {
+        println!(
+            "{} batch {} at {side}×{side}, {} threads, {}: median {median:.1} ms a step, min {least:.1} ({} steps), \
+             {share:.0} % of the {peak:.0} GFLOP/s measured, {predicted:.0} MiB planned, {grown:.0} MiB grown",
+            info.name,
+            args.batch,
+            args.threads,
+            Isa::detect().name(),
+            times.len(),
+        );
+    }
+    Ok(())
+}
+
+/// Speaks the protocol: `timed` is one run.
+fn serve(started: Instant, error: f64, mut timed: impl FnMut() -> Result<f64>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let pipe = |e| Error::io("standard output", e);
     writeln!(out, "ready {:.1} {error:.3e}", started.elapsed().as_secs_f64() * 1e3)
@@ -174,16 +253,16 @@ fn worker(args: &Args, started: Instant) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::io("standard input", e))?;
         let Some(count) = line.strip_prefix("run ").and_then(|k| k.trim().parse::<usize>().ok()) else { continue };
-        let times = (0..count).map(|_| Ok(format!("{:.4}", run(&mut plan, &input)?))).collect::<Result<Vec<_>>>()?;
+        let times = (0..count).map(|_| Ok(format!("{:.4}", timed()?))).collect::<Result<Vec<_>>>()?;
         writeln!(out, "{}", times.join(" ")).and_then(|()| out.flush()).map_err(pipe)?;
     }
-    writeln!(out, "rss {:.1}", peak_resident_mib()).and_then(|()| out.flush()).map_err(pipe)
+    writeln!(out, "rss {:.1}", resident_mib("VmHWM:")).and_then(|()| out.flush()).map_err(pipe)
 }
 
-/// The most memory this process ever held, as Linux counts it; 0 where it does not.
-fn peak_resident_mib() -> f64 {
+/// The memory this process holds (`VmRSS:`) or the most it ever held (`VmHWM:`), as Linux counts it; 0 where it does not.
+fn resident_mib(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|l| l.strip_prefix(field));
     let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
 }

@@ -2,10 +2,16 @@
 //!
 //! ```text
 //! cargo run --release --example profile -- --model resnet50 --threads 2
+//! cargo run --release --example profile -- --train --model resnet50 --batch 16 --rounds 3
 //! ```
+
+#[path = "support/step.rs"]
+#[allow(dead_code, reason = "shared with the example that times whole steps")]
+mod step;
 
 use clap::Parser;
 use convzoo::exec::StepTime;
+use convzoo::exec::TrainOptions;
 use convzoo::simd::{Isa, peak_gflops};
 use convzoo::{Model, PlanOptions, Result, Tensor, models};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -29,6 +35,9 @@ struct Args {
     /// Rounds to take the shortest time of.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
+    /// Times a training step, forward and back.
+    #[arg(long)]
+    train: bool,
 }
 
 fn main() {
@@ -41,6 +50,9 @@ fn main() {
 fn run(args: &Args) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(0);
     let side = args.size.unwrap_or(models::get(&args.model)?.input);
+    if args.train {
+        return train(args, side);
+    }
     let model = Model::new(&models::build(&args.model, None)?, &mut rng)?;
     let mut plan = model.plan_with([args.batch, 3, side, side], &PlanOptions::new().threads(args.threads))?;
     drop(model);
@@ -49,6 +61,18 @@ fn run(args: &Args) -> Result<()> {
     let mut best = plan.profile(&input)?;
     for _ in 1..args.rounds {
         let again = plan.profile(&input)?;
+        best.iter_mut().zip(again).for_each(|(b, a)| b.seconds = b.seconds.min(a.seconds));
+    }
+    print(&best, peak_gflops(Isa::detect(), args.threads));
+    Ok(())
+}
+
+fn train(args: &Args, side: usize) -> Result<()> {
+    let options = TrainOptions::new().threads(args.threads);
+    let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
+    let mut best = at.plan.profile(at.model.params_mut(), &at.images, 0)?;
+    for round in 1..args.rounds {
+        let again = at.plan.profile(at.model.params_mut(), &at.images, round as u64)?;
         best.iter_mut().zip(again).for_each(|(b, a)| b.seconds = b.seconds.min(a.seconds));
     }
     print(&best, peak_gflops(Isa::detect(), args.threads));

@@ -1,6 +1,7 @@
-//! A plan in steady state allocates nothing, whatever the number of threads.
+//! A plan in steady state, of evaluation or of training, allocates nothing, whatever the number of threads.
 #![allow(unsafe_code, reason = "a counting allocator is unsafe by signature")]
 
+use convzoo::exec::{TrainOptions, TrainPlan};
 use convzoo::{Model, PlanOptions, Tensor, models};
 use rand::{SeedableRng, rngs::StdRng};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -51,4 +52,26 @@ fn steady_state_allocates_nothing_for_any_number_of_threads() {
             assert_eq!(counted(name, threads, 5), (0, 0), "{name}, {threads} threads");
         }
     }
+    // In the same test, because the counter counts what other tests do too.
+    for name in ["googlenet", "densenet121", "efficientnet_b0"] {
+        for threads in [1, 3] {
+            assert_eq!(counted_training(name, threads, 3), (0, 0), "training {name}, {threads} threads");
+        }
+    }
+}
+
+/// Allocations and bytes of `steps` training steps after two that may settle things.
+fn counted_training(name: &str, threads: usize, steps: u64) -> (usize, usize) {
+    let mut model = Model::new(&models::build(name, Some(10)).unwrap(), &mut StdRng::seed_from_u64(0)).unwrap();
+    let options = TrainOptions::new().threads(threads);
+    let mut plan = TrainPlan::new(model.graph(), model.params(), [2, 3, 64, 64], &options).unwrap();
+    let (images, seed) = (Tensor::zeros(&[2, 3, 64, 64]), Tensor::zeros(&[2, 10]));
+    let mut step = |number: u64| {
+        plan.forward(model.params_mut(), &images, number).unwrap();
+        plan.backward(&[("logits", &seed)]).unwrap();
+    };
+    (0..2).for_each(&mut step);
+    let before = (CALLS.load(Relaxed), BYTES.load(Relaxed));
+    (2..2 + steps).for_each(&mut step);
+    (CALLS.load(Relaxed) - before.0, BYTES.load(Relaxed) - before.1)
 }

@@ -1,0 +1,109 @@
+//! A training step with nothing around it: forward, cross entropy on every head, backward, SGD with momentum.
+
+use convzoo::exec::reference::{TrainStep, Value, train_step};
+use convzoo::exec::{TrainOptions, TrainPlan};
+use convzoo::graph::Role;
+use convzoo::train::{At, CrossEntropy, Loss, Rule, Sgd, Targets};
+use convzoo::{Error, Model, Result, Tensor, models};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// A network, a batch, and what it takes to train on it over and over.
+pub(crate) struct Training {
+    pub(crate) model: Model,
+    pub(crate) plan: TrainPlan,
+    pub(crate) images: Tensor,
+    targets: Targets,
+    velocity: Vec<Vec<f32>>,
+    rule: Sgd,
+    done: u64,
+}
+
+impl Training {
+    /// A registry model with random weights and a random batch of `shape`.
+    pub(crate) fn new(name: &str, [batch, side]: [usize; 2], options: &TrainOptions) -> Result<Self> {
+        let network = models::build(name, None)?;
+        let model = Model::new(&network, &mut StdRng::seed_from_u64(0))?;
+        let mut rng = StdRng::seed_from_u64(1);
+        let shape = [batch, 3, side, side];
+        let images = Tensor::from_fn(&shape, |_| 2.0 * rng.random::<f32>() - 1.0);
+        let plan = TrainPlan::new(model.graph(), model.params(), shape, options)?;
+        let classes = plan.outputs().logits().shape()[1];
+        let targets = Targets::Labels((0..batch).map(|i| i * 37 % classes).collect());
+        let learned = |def: &convzoo::graph::ParamDef| if def.kind.is_learned() { def.len() } else { 0 };
+        let velocity = model.params().defs().iter().map(|def| vec![0.0; learned(def)]).collect();
+        let rule = Sgd { decay: 1e-4, ..Sgd::default() };
+        Ok(Training { model, plan, images, targets, velocity, rule, done: 0 })
+    }
+
+    /// One step; the loss before it, all heads weighted.
+    pub(crate) fn step(&mut self) -> Result<f64> {
+        self.plan.forward(self.model.params_mut(), &self.images, self.done)?;
+        let mut loss = 0.0;
+        let mut seeds = Vec::new();
+        for head in self.model.graph().outputs() {
+            let weight = match head.role {
+                Role::Primary => 1.0,
+                Role::Auxiliary { weight } => weight,
+                Role::Feature => continue,
+            };
+            let mut found = CrossEntropy::new().evaluate(self.plan.outputs().get(&head.name)?, &self.targets)?;
+            loss += f64::from(weight) * found.value;
+            found.gradient.as_mut_slice().iter_mut().for_each(|v| *v *= weight);
+            seeds.push((head.name.clone(), found.gradient));
+        }
+        let named: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, seed)| (name.as_str(), seed)).collect();
+        let gradients = self.plan.backward(&named)?;
+        self.done += 1;
+        let at = At { rate: 0.01, decay: self.rule.decay, update: self.done };
+        let mut gradients = gradients.iter();
+        for ((def, weight), velocity) in self.model.params_mut().iter_mut().zip(&mut self.velocity) {
+            if def.kind.is_learned()
+                && let Some((_, gradient)) = gradients.next()
+            {
+                self.rule.update(&at, weight, gradient.as_slice(), &mut [velocity]);
+            }
+        }
+        Ok(loss)
+    }
+
+    /// How far the gradients of two images of `side` pixels are from those of the reference executor in f64, relative to
+    /// the norm of all together.
+    pub(crate) fn error(name: &str, side: usize, options: &TrainOptions) -> Result<f64> {
+        let mut at = Training::new(name, [2, side], options)?;
+        let params = at.model.params().clone();
+        let outputs = at.plan.forward(at.model.params_mut(), &at.images, 0)?;
+        let seeds: Vec<(String, Tensor)> = outputs.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
+        let named: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, seed)| (name.as_str(), seed)).collect();
+        let gradients = at.plan.backward(&named)?;
+        let of = TrainStep { graph: at.model.graph(), params: &params, options, step: 0 };
+        let seed = |(name, t): &(String, Tensor)| {
+            let [n, c] = [t.shape()[0], t.shape()[1]];
+            let data = t.as_slice().iter().map(|&v| f64::from(v)).collect();
+            (name.clone(), Value { shape: [n, c, 1, 1], data })
+        };
+        let wanted = train_step::<f64>(&of, &at.images, |_| Ok(seeds.iter().map(seed).collect()))?;
+        let wanted = wanted.rounded(params.defs());
+        let (mut error, mut norm) = (0.0, 0.0);
+        for ((_, found), (_, wanted)) in gradients.iter().zip(wanted.iter()) {
+            for (f, w) in found.as_slice().iter().zip(wanted.as_slice()) {
+                error += f64::from(f - w).powi(2);
+                norm += f64::from(*w).powi(2);
+            }
+        }
+        Ok((error / norm).sqrt())
+    }
+
+    /// Refuses to time what is wrong. ReLUs near zero go one way in f32 and the other in f64, which the bound allows for.
+    pub(crate) fn check(name: &str, options: &TrainOptions) -> Result<()> {
+        let side = models::get(name)?.input.min(96);
+        let error = Training::error(name, side, options)?;
+        if error.is_nan() || error > 2e-2 {
+            return Err(Error::invalid(
+                name,
+                format!("gradients are off the reference by {error:e}: no time is reported"),
+            ));
+        }
+        eprintln!("gradients equal the reference within {error:.1e}");
+        Ok(())
+    }
+}
