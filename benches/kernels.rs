@@ -79,7 +79,6 @@ fn noise(len: usize) -> AlignedBuf {
 /// does not show.
 fn time(kernel: &dyn Kernel, input: usize, output: usize) -> f64 {
     let (x, mut y, mut scratch) = (noise(input), noise(output), AlignedBuf::zeros(kernel.scratch()));
-    let nil = std::ptr::null();
     let io = Io::new(&[x.as_ptr()], y.as_mut_ptr());
     let mut best = vec![f64::INFINITY; kernel.tiles()];
     let start = Instant::now();

@@ -102,7 +102,7 @@ impl Deform {
 
 impl Form for Deform {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
-        GemmPacking::new(&self.gemm, &self.spec, direction)
+        GemmPacking::boxed(&self.gemm, &self.spec, direction)
     }
 
     fn hold(&mut self, packed: AlignedBuf) {

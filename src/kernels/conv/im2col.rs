@@ -58,7 +58,7 @@ impl Im2col {
 
 impl Form for Im2col {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
-        GemmPacking::new(&self.gemm, &self.spec, direction)
+        GemmPacking::boxed(&self.gemm, &self.spec, direction)
     }
 
     fn hold(&mut self, packed: AlignedBuf) {

@@ -173,7 +173,7 @@ impl Indirect {
 
 impl Form for Indirect {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
-        GemmPacking::new(&self.gemm, &self.spec, direction)
+        GemmPacking::boxed(&self.gemm, &self.spec, direction)
     }
 
     fn hold(&mut self, packed: AlignedBuf) {

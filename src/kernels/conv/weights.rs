@@ -205,7 +205,7 @@ const ROWS: usize = 16;
 
 impl GemmPacking {
     /// For products over all taps.
-    pub(super) fn new(gemm: &Gemm, spec: &ConvSpec, direction: Direction) -> Box<dyn Packing> {
+    pub(super) fn boxed(gemm: &Gemm, spec: &ConvSpec, direction: Direction) -> Box<dyn Packing> {
         assert_eq!(gemm.extent().taps * gemm.extent().k, spec.depth());
         let order = direction.order(spec);
         let taps = (0..order.taps).map(|tap| order.tap(tap)).collect();
