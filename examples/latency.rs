@@ -5,6 +5,9 @@
 //! cargo run --release --example latency -- --train --model resnet18 --batch 16 --threads 2
 //! ```
 //!
+//! `--runs 10000` measures that many runs instead of a few seconds, and `--steady 1.5` fails if the 99th percentile is more
+//! than one and a half times the median: how evenly a plan runs on a quiet machine.
+//!
 //! The output is held to the reference executor once, before any time is taken. With `--worker` it speaks the line
 //! protocol of a benchmark that interleaves several engines: `ready LOAD_MS MAX_ERROR`, then for every line `run K` the
 //! times of `K` runs in ms, and `rss PEAK_MIB` at the end of the input.
@@ -43,6 +46,12 @@ struct Args {
     /// How long to measure.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    /// Measure this many runs, however long it takes.
+    #[arg(long)]
+    runs: Option<usize>,
+    /// Fail if the 99th percentile exceeds this many medians.
+    #[arg(long)]
+    steady: Option<f64>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -137,7 +146,7 @@ fn measure(args: &Args) -> Result<()> {
     }
     let until = Instant::now() + Duration::from_secs_f64(args.seconds.max(0.0));
     let mut times = vec![run(&mut plan, &input)?];
-    while Instant::now() < until {
+    while args.runs.map_or_else(|| Instant::now() < until, |runs| times.len() < runs) {
         times.push(run(&mut plan, &input)?);
     }
     times.sort_by(f64::total_cmp);
@@ -165,7 +174,13 @@ fn measure(args: &Args) -> Result<()> {
             times.len(),
         );
     }
-    Ok(())
+    match args.steady {
+        Some(most) if p99 > most * median => {
+            let problem = format!("the 99th percentile is {:.2} medians, more than {most}", p99 / median);
+            Err(Error::invalid(&args.model, problem))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn tensor(state: &StateDict, name: &str, file: &Path) -> Result<Tensor> {
