@@ -8,6 +8,7 @@ mod storage;
 
 pub use init::Init;
 pub use storage::AlignedBuf;
+#[cfg(feature = "safetensors")]
 pub(crate) use storage::bytes_mut;
 
 use crate::error::{Error, Result};

@@ -126,6 +126,7 @@ impl std::ops::DerefMut for AlignedBuf {
 }
 
 /// The bytes of floats, to read a file into.
+#[cfg(feature = "safetensors")]
 pub(crate) fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
     // SAFETY: the same memory, borrowed the same way; any bytes are floats, and bytes need no alignment.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
@@ -154,6 +155,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "safetensors")]
     fn bytes_of_floats_are_theirs() {
         let mut values = [0.0, 1.0];
         bytes_mut(&mut values)[..4].copy_from_slice(&2.5f32.to_ne_bytes());

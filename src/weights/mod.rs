@@ -44,6 +44,8 @@ mod pickle_tree;
 #[cfg(feature = "pth")]
 mod pth;
 #[cfg(feature = "safetensors")]
+mod reader;
+#[cfg(feature = "safetensors")]
 mod safetensors;
 mod state_dict;
 mod stored;

@@ -1,12 +1,12 @@
 //! [`Stored`]: what a weight file holds, each tensor in memory or still in the file.
 
+#[cfg(feature = "safetensors")]
+pub(super) use super::reader::Reader;
 use super::state_dict::{StateDict, new_names};
-use super::{Dtype, Kind, Limits, open_file};
-use crate::error::{Error, Result};
-use crate::tensor::{Tensor, bytes_mut};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use super::{Dtype, Limits};
+use crate::error::Result;
+use crate::tensor::Tensor;
+use std::path::Path;
 
 /// The tensors of a weight file, known by name, shape and type.
 pub(super) struct Stored {
@@ -27,6 +27,7 @@ pub(super) struct StoredTensor {
 }
 
 /// Where the values of a tensor are.
+#[cfg_attr(not(feature = "safetensors"), allow(dead_code, reason = "no other format is read in place"))]
 pub(super) enum Place {
     Memory(Tensor),
     /// Little-endian elements from this byte of the file on.
@@ -47,22 +48,32 @@ impl From<StateDict> for Stored {
 impl Stored {
     /// Opens a weight file. Of a safetensors file only the header is read and checked; the others are read whole.
     pub(super) fn open(path: &Path, limits: &Limits) -> Result<Self> {
+        #[cfg(feature = "safetensors")]
+        if let Some(stored) = Stored::in_place(path, limits)? {
+            return Ok(stored);
+        }
+        Ok(StateDict::read_with(path, limits)?.into())
+    }
+
+    /// The tensors of a safetensors file, or `None` if it is none.
+    #[cfg(feature = "safetensors")]
+    fn in_place(path: &Path, limits: &Limits) -> Result<Option<Self>> {
+        use super::{Kind, open_file, safetensors};
+        use std::io::Read;
         let (mut file, len) = open_file(path, limits)?;
         let mut head = Vec::new();
-        (&mut file).take(9).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
-        #[cfg(feature = "safetensors")]
-        if Kind::of(&head) == Kind::Safetensors {
-            let source = path.display().to_string();
-            let (start, listed) = super::safetensors::list_file(&mut file, (&head, len), &source, limits)?;
-            let tensors = listed.into_iter().map(|tensor| {
-                let super::safetensors::Listed { name, shape, dtype, range } = tensor;
-                StoredTensor { name, shape, dtype, place: Place::File(start + range.start as u64) }
-            });
-            let reader = Some(Reader::new(path, file));
-            return Ok(Stored { source, tensors: tensors.collect(), ignored: Vec::new(), reader });
+        (&mut file).take(9).read_to_end(&mut head).map_err(|e| crate::error::Error::io(path, e))?;
+        if Kind::of(&head) != Kind::Safetensors {
+            return Ok(None);
         }
-        let _ = (Kind::of(&head), len);
-        Ok(StateDict::read_with(path, limits)?.into())
+        let source = path.display().to_string();
+        let (start, listed) = safetensors::list_file(&mut file, (&head, len), &source, limits)?;
+        let tensors = listed.into_iter().map(|tensor| {
+            let safetensors::Listed { name, shape, dtype, range } = tensor;
+            StoredTensor { name, shape, dtype, place: Place::File(start + range.start as u64) }
+        });
+        let (tensors, reader) = (tensors.collect(), Some(Reader::new(path, file)));
+        Ok(Some(Stored { source, tensors, ignored: Vec::new(), reader }))
     }
 
     /// Renames every tensor for which `new_name` returns a name; two of one name are an error.
@@ -93,56 +104,13 @@ impl Stored {
     }
 }
 
-/// An open file that several threads may read at once.
-pub(super) struct Reader {
-    path: PathBuf,
-    file: File,
-    /// Without positioned reads, one thread at a time.
-    #[cfg(not(unix))]
-    turn: std::sync::Mutex<()>,
-}
+/// What reads tensors in place; no format that is switched on is read so.
+#[cfg(not(feature = "safetensors"))]
+pub(super) enum Reader {}
 
-/// Bytes decoded at a time where the file's elements are not the tensor's.
-const BLOCK: usize = 1 << 16;
-
+#[cfg(not(feature = "safetensors"))]
 impl Reader {
-    fn new(path: &Path, file: File) -> Self {
-        Reader {
-            path: path.to_owned(),
-            file,
-            #[cfg(not(unix))]
-            turn: std::sync::Mutex::new(()),
-        }
-    }
-
-    #[cfg(unix)]
-    fn bytes(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(&self.file, into, at)
-    }
-
-    #[cfg(not(unix))]
-    fn bytes(&self, at: u64, into: &mut [u8]) -> std::io::Result<()> {
-        use std::io::Seek;
-        let _turn = self.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        (&self.file).seek(std::io::SeekFrom::Start(at))?;
-        (&self.file).read_exact(into)
-    }
-
-    /// Decodes `into.len()` elements that begin at byte `at`. A file that has become shorter is an error.
-    pub(super) fn elements(&self, dtype: Dtype, mut at: u64, into: &mut [f32]) -> Result<()> {
-        let io = |e| Error::io(&self.path, e);
-        if dtype == Dtype::F32 {
-            self.bytes(at, bytes_mut(into)).map_err(io)?;
-            into.iter_mut().for_each(|v| *v = f32::from_bits(u32::from_le(v.to_bits())));
-            return Ok(());
-        }
-        let mut block = vec![0; BLOCK.min(into.len() * dtype.size())];
-        for values in into.chunks_mut(BLOCK / dtype.size()) {
-            let bytes = &mut block[..values.len() * dtype.size()];
-            self.bytes(at, bytes).map_err(io)?;
-            dtype.decode(bytes, values);
-            at += bytes.len() as u64;
-        }
-        Ok(())
+    pub(super) fn elements(&self, _: Dtype, _: u64, _: &mut [f32]) -> Result<()> {
+        match *self {}
     }
 }
