@@ -66,6 +66,23 @@ pub enum Error {
         /// What was asked for.
         found: u64,
     },
+    /// Training arrived at a number that is none. The weights are as they were before that step.
+    #[error(
+        "training diverged at step {step}: the {what} is {value} with learning rate {rate:.3e}; {}",
+        last_good(checkpoint)
+    )]
+    Diverged {
+        /// The quantity that is not finite.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The step, from 0.
+        step: u64,
+        /// The learning rate of the step.
+        rate: f64,
+        /// The last checkpoint written.
+        checkpoint: Option<PathBuf>,
+    },
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io {
@@ -109,6 +126,13 @@ impl Error {
         ranked.sort();
         let nearest = ranked.into_iter().take(5).map(|(_, k)| k.to_owned()).collect();
         Error::Unknown { kind, name: name.to_owned(), nearest }
+    }
+}
+
+fn last_good(checkpoint: &Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!("the last good checkpoint is {}", path.display()),
+        None => "no checkpoint was written".to_owned(),
     }
 }
 

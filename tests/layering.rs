@@ -9,6 +9,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("activation", &[]),
     ("shape", &["error"]),
     ("par", &[]),
+    ("atomic", &["error"]),
     ("random", &[]),
     ("simd", &["activation"]),
     ("tensor", &["error", "shape"]),
@@ -17,10 +18,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("layers", &["activation", "error", "graph", "shape", "tensor"]),
     ("models", &["activation", "error", "graph", "layers", "shape", "tensor"]),
     ("exec", &["activation", "error", "graph", "kernels", "par", "random", "shape", "simd", "tensor"]),
-    ("weights", &["error", "graph", "shape", "tensor"]),
+    ("weights", &["atomic", "error", "graph", "shape", "tensor"]),
     ("train", &["error", "exec", "graph", "random", "tensor", "weights"]),
-    ("vision", &["error", "random", "shape", "tensor", "train"]),
-    ("inspect", &["error", "exec", "graph", "shape", "tensor"]),
+    ("vision", &["atomic", "error", "random", "shape", "tensor", "train"]),
+    ("inspect", &["atomic", "error", "exec", "graph", "shape", "tensor"]),
     ("model", &["error", "exec", "graph", "inspect", "kernels", "tensor", "weights"]),
 ];
 

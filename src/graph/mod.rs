@@ -164,6 +164,43 @@ impl Graph {
         output.or_else(scope).ok_or_else(|| Error::unknown("output", name, known))
     }
 
+    /// The part of the drawing behind `feature`: a network whose images are that feature's maps and whose primary outputs
+    /// are this one's. Parameters stay the same, so the same values fit.
+    ///
+    /// # Errors
+    /// A point that the primary outputs do not depend on, or that they reach past: a branch or a skip goes around it.
+    pub fn behind(&self, feature: NodeId) -> Result<Graph> {
+        let primary = || self.outputs.iter().filter(|o| o.role == Role::Primary);
+        let mut live = vec![false; self.nodes.len()];
+        primary().for_each(|o| live[o.node.0] = true);
+        for i in (feature.0 + 1..self.nodes.len()).rev().filter(|&i| i > 0) {
+            if live[i] {
+                self.nodes[i].inputs.iter().for_each(|id| live[id.0] = true);
+            }
+        }
+        let place = self.node(feature).place();
+        if !live[feature.0] {
+            return Err(Error::invalid(place, "the answer does not depend on this point"));
+        }
+        if let Some(past) = (0..feature.0).find(|&i| live[i]) {
+            let around = self.nodes[past].place();
+            return Err(Error::invalid(
+                place,
+                format!("the answer also depends on {around} by a way around this point"),
+            ));
+        }
+        let mut moved = vec![NodeId(0); self.nodes.len()];
+        let drawn = self.node(feature).drawn;
+        let op = Op::Input { channels: drawn.channels };
+        let mut nodes = vec![NodeDef { op, inputs: Vec::new(), path: "input".into(), drawn }];
+        for (i, node) in self.nodes.iter().enumerate().skip(feature.0 + 1).filter(|(i, _)| live[*i]) {
+            moved[i] = NodeId(nodes.len());
+            nodes.push(NodeDef { inputs: node.inputs.iter().map(|id| moved[id.0]).collect(), ..node.clone() });
+        }
+        let outputs = primary().map(|o| Output { node: moved[o.node.0], ..o.clone() }).collect();
+        Ok(Graph { nodes, params: self.params.clone(), outputs, scopes: Vec::new() })
+    }
+
     /// Channels an image must have.
     pub fn input_channels(&self) -> usize {
         self.nodes[0].drawn.channels

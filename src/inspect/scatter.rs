@@ -4,9 +4,10 @@
 //! of parameters, so that twice the ink is twice the weights. Every circle is labelled; labels look for the free spot
 //! nearest to their circle and are tied to it by a line where that is not beside it.
 
+use super::chart::{COLORS, Canvas, Drawn, GRID, INK, document, log_ticks, text, upright, write};
 use crate::error::{Error, Result};
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 use std::path::Path;
 
 /// One network on the chart.
@@ -40,31 +41,13 @@ pub struct Point {
 /// Fails if there is no point, or one whose compute is not over 0 or whose accuracy is not within 0 to 100.
 pub fn svg(points: &[Point]) -> Result<String> {
     let frame = Frame::around(points)?;
-    let mut document = String::new();
-    let root = SVGBackend::with_string(&mut document, (WIDTH as u32, HEIGHT as u32)).into_drawing_area();
-    draw(&root, points, &frame).map_err(|e| Error::invalid("scatter", format!("cannot be drawn: {e}")))?;
-    drop(root);
-    Ok(document)
+    document("scatter", (WIDTH, HEIGHT), |root| draw(root, points, &frame))
 }
 
-/// Writes [`svg`] to a file, which appears complete or not at all: written beside its name first, then renamed.
+/// Writes [`svg`] to a file, which appears complete or not at all.
 pub fn write_svg(path: impl AsRef<Path>, points: &[Point]) -> Result<()> {
-    let path = path.as_ref();
-    let document = svg(points)?;
-    let Some(name) = path.file_name() else {
-        return Err(Error::invalid(path.display().to_string(), "is not the name of a file"));
-    };
-    let temporary = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let written = std::fs::write(&temporary, document).and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|e| {
-        // The first error is the one to report; the leftover may not even exist.
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, e)
-    })
+    write(path.as_ref(), &svg(points)?)
 }
-
-type Canvas<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 const WIDTH: i32 = 1280;
 const HEIGHT: i32 = 860;
@@ -76,22 +59,6 @@ const RADIUS: f64 = 3.2;
 const TEXT: i32 = 14;
 const ADVANCE: f64 = 6.3;
 const LINE: i32 = 13;
-
-/// Twelve hues that stay apart from each other; more families start over.
-const COLORS: [RGBColor; 12] = [
-    RGBColor(31, 119, 180),
-    RGBColor(214, 39, 40),
-    RGBColor(44, 160, 44),
-    RGBColor(255, 127, 14),
-    RGBColor(148, 103, 189),
-    RGBColor(23, 160, 180),
-    RGBColor(227, 119, 194),
-    RGBColor(140, 86, 75),
-    RGBColor(110, 110, 110),
-    RGBColor(170, 160, 20),
-    RGBColor(20, 60, 120),
-    RGBColor(0, 110, 80),
-];
 
 /// Pixels from `(x0, y0)`, inside, to `(x1, y1)`, outside.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -170,7 +137,6 @@ fn radius(params: u64) -> f64 {
 }
 
 fn draw(root: &Canvas<'_>, points: &[Point], frame: &Frame) -> Drawn {
-    root.fill(&WHITE)?;
     draw_axes(root, frame)?;
     // Large circles first, so that small ones stay visible on top of them.
     let mut order: Vec<&Point> = points.iter().collect();
@@ -199,21 +165,13 @@ fn draw(root: &Canvas<'_>, points: &[Point], frame: &Frame) -> Drawn {
     draw_legend(root, frame)
 }
 
-/// Text centred vertically on `at`.
-fn text(root: &Canvas<'_>, words: &str, at: (i32, i32), (anchor, size): (HPos, i32), color: &RGBColor) -> Drawn {
-    let style = TextStyle::from(("sans-serif", size).into_font()).color(color).pos(Pos::new(anchor, VPos::Center));
-    root.draw(&Text::new(words.to_owned(), at, style))?;
-    Ok(())
-}
-
 fn draw_axes(root: &Canvas<'_>, frame: &Frame) -> Drawn {
-    let (grid, ink) = (RGBColor(225, 225, 225), RGBColor(60, 60, 60));
     for (value, major) in log_ticks(frame.gmacs) {
         let (x, _) = frame.pixel(value, frame.top1.0);
-        let shade = if major { grid } else { RGBColor(243, 243, 243) };
+        let shade = if major { GRID } else { RGBColor(243, 243, 243) };
         root.draw(&PathElement::new(vec![(x, PLOT.y0), (x, PLOT.y1)], shade))?;
         if major {
-            text(root, &format!("{value}"), (x, PLOT.y1 + 16), (HPos::Center, 16), &ink)?;
+            text(root, &format!("{value}"), (x, PLOT.y1 + 16), (HPos::Center, 16), &INK)?;
         }
     }
     let (low, high) = frame.top1;
@@ -221,57 +179,35 @@ fn draw_axes(root: &Canvas<'_>, frame: &Frame) -> Drawn {
     let mut value = (low / step).ceil() * step;
     while value <= high.min(100.0) {
         let (_, y) = frame.pixel(frame.gmacs.0, value);
-        root.draw(&PathElement::new(vec![(PLOT.x0, y), (PLOT.x1, y)], grid))?;
-        text(root, &format!("{value}"), (PLOT.x0 - 10, y), (HPos::Right, 16), &ink)?;
+        root.draw(&PathElement::new(vec![(PLOT.x0, y), (PLOT.x1, y)], GRID))?;
+        text(root, &format!("{value}"), (PLOT.x0 - 10, y), (HPos::Right, 16), &INK)?;
         value += step;
     }
-    root.draw(&Rectangle::new([(PLOT.x0, PLOT.y0), (PLOT.x1, PLOT.y1)], ink.mix(0.6)))?;
+    root.draw(&Rectangle::new([(PLOT.x0, PLOT.y0), (PLOT.x1, PLOT.y1)], INK.mix(0.6)))?;
     let middle = (PLOT.x0 + PLOT.x1) / 2;
-    text(root, "Accuracy against compute", (middle, 28), (HPos::Center, 24), &ink)?;
+    text(root, "Accuracy against compute", (middle, 28), (HPos::Center, 24), &INK)?;
     let caption = "multiply-adds per image in billions (convolutions and linear layers, log scale)";
-    text(root, caption, (middle, PLOT.y1 + 46), (HPos::Center, 17), &ink)?;
-    let font = ("sans-serif", 17).into_font().transform(FontTransform::Rotate270);
-    let upright = TextStyle::from(font).color(&ink).pos(Pos::new(HPos::Center, VPos::Center));
-    root.draw(&Text::new("top-1 accuracy in percent", (24, (PLOT.y0 + PLOT.y1) / 2), upright))?;
-    Ok(())
-}
-
-/// 1, 2, 5 of every decade within the range (major), and the rest of 1 to 9 (minor).
-fn log_ticks((low, high): (f64, f64)) -> Vec<(f64, bool)> {
-    let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
-    // More than four decades leave room for the powers of ten alone.
-    let wide = (high / low).log10() > 4.0;
-    let mut ticks = Vec::new();
-    for decade in decades {
-        for digit in 1..10 {
-            // Written and read as text, so that 0.3 is 0.3 and not 0.30000000000000004.
-            let value: f64 = format!("{digit}e{decade}").parse().unwrap_or(f64::NAN);
-            if (low..=high).contains(&value) {
-                ticks.push((value, if wide { digit == 1 } else { matches!(digit, 1 | 2 | 5) }));
-            }
-        }
-    }
-    ticks
+    text(root, caption, (middle, PLOT.y1 + 46), (HPos::Center, 17), &INK)?;
+    upright(root, "top-1 accuracy in percent", (24, (PLOT.y0 + PLOT.y1) / 2), 17)
 }
 
 fn draw_legend(root: &Canvas<'_>, frame: &Frame) -> Drawn {
-    let ink = RGBColor(60, 60, 60);
     let (x, mut y) = (PLOT.x1 + 34, PLOT.y0 + 12);
     for family in &frame.families {
         let color = frame.color(family);
         root.draw(&Circle::new((x, y), 7, color.mix(0.35).filled()))?;
         root.draw(&Circle::new((x, y), 7, color.mix(0.95)))?;
-        text(root, family, (x + 16, y), (HPos::Left, 16), &ink)?;
+        text(root, family, (x + 16, y), (HPos::Left, 16), &INK)?;
         y += 22;
     }
     y += 24;
-    text(root, "circle area = parameters", (x - 8, y), (HPos::Left, 15), &ink)?;
+    text(root, "circle area = parameters", (x - 8, y), (HPos::Left, 15), &INK)?;
     y += 14;
     for millions in [1u64, 10, 50, 140] {
         let r = radius(millions * 1_000_000).round() as i32;
         y += r + 6;
-        root.draw(&Circle::new((x + 36, y), r, ink.mix(0.7)))?;
-        text(root, &format!("{millions} million"), (x + 90, y), (HPos::Left, 15), &ink)?;
+        root.draw(&Circle::new((x + 36, y), r, INK.mix(0.7)))?;
+        text(root, &format!("{millions} million"), (x + 90, y), (HPos::Left, 15), &INK)?;
         y += r + 6;
     }
     Ok(())

@@ -121,7 +121,7 @@ pub trait Source {
     fn epoch(&self, epoch: u64, first: u64) -> Box<dyn Iterator<Item = Result<Batch>> + '_>;
 }
 
-impl Source for [Batch] {
+impl Source for Vec<Batch> {
     fn batches(&self) -> u64 {
         self.len() as u64
     }

@@ -24,6 +24,7 @@
 pub mod augment;
 pub mod data;
 mod decode;
+mod encode;
 mod image;
 pub mod labels;
 mod loader;

@@ -26,8 +26,6 @@
 
 #[cfg(any(feature = "pth", feature = "npz"))]
 mod archive;
-#[cfg(any(feature = "safetensors", feature = "npz"))]
-mod atomic;
 #[cfg(any(feature = "safetensors", feature = "pth", feature = "npz"))]
 mod budget;
 #[cfg(any(feature = "safetensors", feature = "pth", feature = "npz"))]

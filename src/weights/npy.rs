@@ -4,10 +4,10 @@
 //! recursion, so that no header, however nested, can exhaust the stack.
 
 use super::archive::Archive;
-use super::atomic::write_atomically;
 use super::budget::Budget;
 use super::state_dict::{StateDict, shown};
 use super::{Dtype, Limits, read_file};
+use crate::atomic::write_atomically;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use std::io::{Seek, Write};

@@ -3,10 +3,10 @@
 //! The `safetensors` crate checks offsets, shapes and sizes. What it leaves open is added here: names that occur twice
 //! (its map keeps the last), the number of tensors before they are built, and limits of the caller's own.
 
-use super::atomic::write_atomically;
 use super::budget::Budget;
 use super::state_dict::{StateDict, shown};
 use super::{Dtype, Limits};
+use crate::atomic::write_atomically;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use ::safetensors::Dtype as Stored;

@@ -1,0 +1,75 @@
+//! `Recipe`: everything that decides what training does, but for the network and the data.
+
+use super::{Clip, CrossEntropy, Groups, Loss, Rule, Schedule};
+use crate::error::Result;
+use crate::exec::{PlanOptions, TrainOptions};
+
+/// How to train. Plain fields: start from [`Recipe::new`] and change what you like.
+///
+/// ```
+/// use convzoo::train::{CrossEntropy, Groups, Recipe, Schedule, Sgd};
+///
+/// let sgd = Sgd { decay: 5e-4, ..Sgd::default() };
+/// let recipe = Recipe {
+///     loss: Box::new(CrossEntropy::new().smoothing(0.1)),
+///     groups: Groups::new().weights_decay_alone(),
+///     ..Recipe::new(sgd, Schedule::one_cycle(0.1, 5000))
+/// };
+/// # let _ = recipe;
+/// ```
+#[derive(Debug)]
+pub struct Recipe {
+    /// Applied to every head and joined with the heads' weights in the drawing. Default cross entropy.
+    pub loss: Box<dyn Loss>,
+    /// The optimiser.
+    pub rule: Box<dyn Rule>,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// Parameter groups. Default all alike.
+    pub groups: Groups,
+    /// Bound on the gradients. Default none.
+    pub clip: Option<Clip>,
+    /// Decay of an average of the weights, which is then what is evaluated. Default none.
+    pub ema: Option<f64>,
+    /// Seed of dropout and stochastic depth.
+    pub seed: u64,
+    /// How steps are planned. Its seed and frozen parameters come from this recipe.
+    pub training: TrainOptions,
+    /// How evaluation is planned.
+    pub evaluation: PlanOptions,
+}
+
+impl Recipe {
+    /// Cross entropy, made smaller by `rule` at the rates of `schedule`.
+    pub fn new(rule: impl Into<Box<dyn Rule>>, schedule: Schedule) -> Self {
+        Recipe {
+            loss: Box::new(CrossEntropy::new()),
+            rule: rule.into(),
+            schedule,
+            groups: Groups::new(),
+            clip: None,
+            ema: None,
+            seed: 0,
+            training: TrainOptions::new(),
+            evaluation: PlanOptions::new(),
+        }
+    }
+
+    /// Workers of training and evaluation, the calling thread included. Results do not depend on it.
+    pub fn threads(self, threads: usize) -> Self {
+        let (training, evaluation) = (self.training.threads(threads), self.evaluation.threads(threads));
+        Recipe { training, evaluation, ..self }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        self.schedule.check()?;
+        self.rule.check()
+    }
+
+    /// What must be the same for a checkpoint to go on as if it had never stopped.
+    pub(super) fn describe(&self) -> String {
+        let Recipe { schedule, groups, clip, ema, seed, .. } = self;
+        let (loss, rule) = (self.loss.describe(), self.rule.describe());
+        format!("{loss}; {rule}; {schedule:?}; {groups:?}; clip {clip:?}; ema {ema:?}; seed {seed}")
+    }
+}

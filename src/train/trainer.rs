@@ -1,0 +1,299 @@
+//! `Trainer`: a network in training, one step at a time.
+
+use super::{Batch, Clip, Ema, GradientSum, Loss, Metrics, Optimizer, Recipe, Schedule, evaluate};
+use crate::error::{Error, Result};
+use crate::exec::{PlanOptions, TrainOptions, TrainPlan};
+use crate::graph::{Graph, LOGITS, Params, Role};
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How far training is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Batches of the next epoch already seen.
+    pub batch: u64,
+    /// Updates of the weights, which is what schedules count.
+    pub step: u64,
+    /// Forward passes, which is what dropout counts: more than steps where gradients are accumulated.
+    pub forwards: u64,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Number of this step, from 0.
+    pub step: u64,
+    /// The joined loss of the batch, or the mean of those accumulated.
+    pub loss: f64,
+    /// Learning rate.
+    pub rate: f64,
+    /// Euclidean norm of all gradients, before clipping.
+    pub norm: f64,
+}
+
+/// An output that is trained and the weight of its loss.
+#[derive(Debug)]
+struct Head {
+    name: String,
+    weight: f64,
+}
+
+/// A network in training.
+///
+/// ```
+/// use convzoo::train::{Batch, Recipe, Schedule, Sgd, Targets, Trainer};
+/// use convzoo::{Model, Tensor, models};
+/// use convzoo::random::Stream;
+///
+/// let model = Model::new(&models::build("resnet20", Some(2))?, &mut Stream::new(0).rng())?;
+/// let mut trainer = Trainer::new(model.graph(), model.params().clone(), Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9)))?;
+/// let images = Tensor::from_fn(&[4, 3, 8, 8], |i| (i / 192 % 2) as f32);
+/// let batch = Batch { images, targets: Targets::Labels(vec![0, 1, 0, 1]) };
+/// let losses: Result<Vec<f64>, _> = (0..5).map(|_| Ok(trainer.step(&batch)?.loss)).collect();
+/// let losses = losses?;
+/// assert!(losses[4] < losses[0]);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Trainer {
+    pub(super) graph: Graph,
+    pub(super) params: Params,
+    pub(super) optimizer: Optimizer,
+    pub(super) ema: Option<Ema>,
+    pub(super) progress: Progress,
+    pub(super) metrics: Metrics,
+    /// The last checkpoint written or read, to name when training breaks down.
+    pub(super) checkpoint: Option<PathBuf>,
+    /// The recipe in words.
+    pub(super) description: String,
+    loss: Box<dyn Loss>,
+    schedule: Schedule,
+    clip: Option<Clip>,
+    training: TrainOptions,
+    evaluation: PlanOptions,
+    heads: Vec<Head>,
+    gradients: GradientSum,
+    /// Sum of the losses behind `gradients`, each times its images.
+    pending_loss: f64,
+    /// One plan for the batches, and one for a last batch of another size.
+    plans: Vec<([usize; 4], TrainPlan)>,
+    diverged: bool,
+}
+
+impl Trainer {
+    /// Begins training the network `graph` from `params`.
+    ///
+    /// # Errors
+    /// Parameters of another graph; a recipe that cannot work.
+    pub fn new(graph: &Graph, params: Params, recipe: Recipe) -> Result<Self> {
+        if graph.params() != params.defs() {
+            let (drawn, found) = (graph.params().len(), params.defs().len());
+            return Err(Error::mismatch(
+                "trainer",
+                "parameters",
+                format!("the {drawn} drawn"),
+                format!("{found} others"),
+            ));
+        }
+        recipe.check()?;
+        let description = recipe.describe();
+        let Recipe { loss, rule, schedule, groups, clip, ema, seed, training, evaluation } = recipe;
+        let frozen = groups.frozen(graph.params());
+        let training = frozen.into_iter().fold(training.seed(seed), |training, name| training.freeze(name));
+        let optimizer = Optimizer::new(rule, &groups, graph.params())?;
+        let ema = ema.map(|decay| Ema::new(&params, decay)).transpose()?;
+        let heads = graph.outputs().iter().filter_map(|output| {
+            let weight = match output.role {
+                Role::Primary => 1.0,
+                Role::Auxiliary { weight } => f64::from(weight),
+                Role::Feature => return None,
+            };
+            Some((output.role != Role::Primary, Head { name: output.name.clone(), weight }))
+        });
+        // The primary output first, whatever the drawing's order.
+        let (auxiliary, primary): (Vec<_>, Vec<_>) = heads.partition(|(auxiliary, _)| *auxiliary);
+        let heads = primary.into_iter().chain(auxiliary).map(|(_, head)| head).collect();
+        Ok(Trainer {
+            heads,
+            gradients: GradientSum::new(graph.params().len()),
+            graph: graph.clone(),
+            params,
+            optimizer,
+            ema,
+            description,
+            loss,
+            schedule,
+            clip,
+            training,
+            evaluation,
+            progress: Progress::default(),
+            metrics: Metrics::default(),
+            checkpoint: None,
+            pending_loss: 0.0,
+            plans: Vec::new(),
+            diverged: false,
+        })
+    }
+
+    /// The drawing.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The weights as they are now.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The weights to judge and to keep: the average if there is one, otherwise the present ones.
+    pub fn best_params(&self) -> &Params {
+        self.ema.as_ref().map_or(&self.params, Ema::params)
+    }
+
+    /// How far training is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// What the epoch came to so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The learning rate of the next step.
+    pub fn rate(&self) -> f64 {
+        self.schedule.rate(self.progress.step)
+    }
+
+    /// When which rate.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// What [`Trainer::accumulate`] has gathered since the last update.
+    pub fn gradients(&self) -> &GradientSum {
+        &self.gradients
+    }
+
+    /// The weights, leaving training behind.
+    pub fn into_params(self) -> Params {
+        self.params
+    }
+
+    /// One step: forward, loss, backward, update.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::accumulate`] and [`Trainer::update`].
+    pub fn step(&mut self, batch: &Batch) -> Result<Step> {
+        self.accumulate(batch)?;
+        self.update()
+    }
+
+    /// Forward, loss and backward: adds the gradients of a batch to those waiting for [`Trainer::update`], and gives its
+    /// joined loss.
+    ///
+    /// # Errors
+    /// Images the network cannot take; a label out of range, naming the sample; [`Error::Diverged`] if the loss is not
+    /// finite.
+    pub fn accumulate(&mut self, batch: &Batch) -> Result<f64> {
+        let at = self.plan_for(batch.shape()?)?;
+        let plan = &mut self.plans[at].1;
+        let outputs = plan.forward(&mut self.params, &batch.images, self.progress.forwards)?;
+        let mut values = Vec::with_capacity(self.heads.len());
+        let mut slopes: Vec<(&str, Tensor)> = Vec::with_capacity(self.heads.len());
+        for head in &self.heads {
+            let mut loss = self.loss.evaluate(outputs.get(&head.name)?, &batch.targets)?;
+            if head.weight != 1.0 {
+                loss.gradient.as_mut_slice().iter_mut().for_each(|g| *g *= head.weight as f32);
+            }
+            values.push((head.name.as_str(), loss.value, head.weight));
+            slopes.push((&head.name, loss.gradient));
+        }
+        let loss: f64 = values.iter().map(|(_, value, weight)| value * weight).sum();
+        if !loss.is_finite() {
+            return Err(self.broke_down("loss", loss));
+        }
+        self.metrics.add(&values, outputs.get(LOGITS)?, &batch.targets);
+        let slopes: Vec<(&str, &Tensor)> = slopes.iter().map(|(name, slope)| (*name, slope)).collect();
+        self.gradients.add(plan.backward(&slopes)?, batch.len() as f64)?;
+        self.pending_loss += loss * batch.len() as f64;
+        self.progress.forwards += 1;
+        self.progress.batch += 1;
+        Ok(loss)
+    }
+
+    /// Moves the weights by the mean of the gradients accumulated.
+    ///
+    /// # Errors
+    /// Nothing accumulated; [`Error::Diverged`] if the gradients are not finite.
+    pub fn update(&mut self) -> Result<Step> {
+        if self.gradients.weight() == 0.0 {
+            return Err(Error::invalid("trainer", "there is no gradient to update the weights by: accumulate first"));
+        }
+        let loss = self.pending_loss / self.gradients.weight();
+        self.gradients.average();
+        let norm = self.gradients.clip(self.clip)?;
+        if !norm.is_finite() {
+            return Err(self.broke_down("gradient norm", norm));
+        }
+        let (rate, step) = (self.rate(), self.progress.step);
+        self.optimizer.step(&mut self.params, &self.gradients, rate)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.params);
+        }
+        self.gradients.clear();
+        self.pending_loss = 0.0;
+        self.progress.step += 1;
+        Ok(Step { step, loss, rate, norm })
+    }
+
+    /// Ends the epoch: the next step is the first of another. Gives what this one came to.
+    pub fn end_epoch(&mut self) -> Metrics {
+        self.progress.epoch += 1;
+        self.progress.batch = 0;
+        std::mem::take(&mut self.metrics)
+    }
+
+    /// Judges [`Trainer::best_params`] with the recipe's loss. See [`evaluate`].
+    pub fn evaluate(&self, batches: impl IntoIterator<Item = Result<Batch>>) -> Result<Metrics> {
+        evaluate(&self.graph, self.best_params(), batches, &*self.loss, &self.evaluation)
+    }
+
+    /// Fails between [`Trainer::accumulate`] and [`Trainer::update`], and after a breakdown: there is no state then that
+    /// could be gone on from.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn check_settled(&self) -> Result<()> {
+        let problem = match (self.diverged, self.gradients.weight() != 0.0) {
+            (true, _) => "training has diverged: what is in memory is not worth keeping",
+            (_, true) => "gradients are accumulated and not applied: update first",
+            _ => return Ok(()),
+        };
+        Err(Error::invalid("checkpoint", problem))
+    }
+
+    /// Drops what was accumulated, and a breakdown with it: after the state was replaced.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn forget(&mut self) {
+        self.gradients.clear();
+        (self.pending_loss, self.diverged) = (0.0, false);
+    }
+
+    fn plan_for(&mut self, shape: [usize; 4]) -> Result<usize> {
+        if let Some(at) = self.plans.iter().position(|(planned, _)| *planned == shape) {
+            return Ok(at);
+        }
+        self.plans.truncate(1);
+        let plan = TrainPlan::new(&self.graph, &self.params, shape, &self.training)?;
+        self.plans.push((shape, plan));
+        Ok(self.plans.len() - 1)
+    }
+
+    fn broke_down(&mut self, what: &'static str, value: f64) -> Error {
+        self.diverged = true;
+        let (step, rate, checkpoint) = (self.progress.step, self.rate(), self.checkpoint.clone());
+        Error::Diverged { what, value, step, rate, checkpoint }
+    }
+}
