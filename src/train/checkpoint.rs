@@ -51,7 +51,7 @@ impl Trainer {
             updates: self.optimizer.updates().collect(),
             metrics: self.metrics.state(),
             ema: self.ema.as_ref().map(|ema| ema.state()),
-            recipe: self.description.clone(),
+            recipe: self.description().to_owned(),
             note: note.to_owned(),
         };
         let text = serde_json::to_string(&numbers).map_err(|e| Error::invalid("checkpoint", e.to_string()))?;
@@ -75,8 +75,8 @@ impl Trainer {
         })?;
         let numbers: Numbers = serde_json::from_str(text).map_err(|e| Error::format(&at, format!("{KEY}: {e}")))?;
         let params = take(&mut state, "params", &self.params)?;
-        if numbers.recipe != self.description {
-            return Err(Error::mismatch(at, "recipe", &self.description, numbers.recipe));
+        if numbers.recipe != self.description() {
+            return Err(Error::mismatch(at, "recipe", self.description(), numbers.recipe));
         }
         let ema = match (&self.ema, numbers.ema) {
             (Some(ema), Some(counts)) => Some((counts, take(&mut state, "ema", ema.params())?)),

@@ -68,7 +68,7 @@ pub struct Trainer {
     /// The last checkpoint written or read, to name when training breaks down.
     pub(super) checkpoint: Option<PathBuf>,
     /// The recipe in words.
-    pub(super) description: String,
+    description: String,
     loss: Box<dyn Loss>,
     schedule: Schedule,
     clip: Option<Clip>,
@@ -151,6 +151,11 @@ impl Trainer {
     /// The weights to judge and to keep: the average if there is one, otherwise the present ones.
     pub fn best_params(&self) -> &Params {
         self.ema.as_ref().map_or(&self.params, Ema::params)
+    }
+
+    /// The recipe in words: what a checkpoint is resumed by.
+    pub fn description(&self) -> &str {
+        &self.description
     }
 
     /// How far training is.
