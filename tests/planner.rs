@@ -157,6 +157,33 @@ fn explain_names_kernels_fusions_and_what_did_not_fire() {
 }
 
 #[test]
+fn an_inverted_residual_runs_in_three_steps_unless_its_inside_is_wanted() {
+    let network = (Conv2d::k3(16), MbConv::new(16).expand(4), MbConv::new(24).kernel(5).stride(2).no_squeeze());
+    let model = shaken(Model::new(&network, &mut StdRng::seed_from_u64(1)).unwrap(), 2);
+    let plan = |options: PlanOptions| model.plan_with([2, 3, 18, 15], &options).unwrap();
+    let text = plan(PlanOptions::new()).explain();
+    let kernels = ["from_nchw", "rows_k3s1", "expand_", "excite", "gated_", "expand_", "pointwise", "to_nchw"];
+    let lines: Vec<&str> = text.lines().skip(1).take(kernels.len()).collect();
+    assert!(kernels.iter().zip(&lines).all(|(kernel, line)| line.contains(kernel)), "{text}");
+    assert!(text.contains("8 steps") && !text.contains("note"), "{text}");
+    assert!(lines[2].contains("+ expansion, batch_norm, silu, row sums"), "{text}");
+    assert!(lines[3].contains("+ mean, squeeze, sigmoid") && lines[4].contains("+ gate, batch_norm, add"), "{text}");
+
+    let input = image([2, 3, 18, 15], 3);
+    for name in ["1.block.0", "1.block.1", "1.block.2.avgpool", "1.block.2", "1"] {
+        let id = model.graph().find(name).unwrap();
+        let wanted = convzoo::exec::reference::evaluate::<f64>(model.graph(), model.params(), &input, &[id]);
+        let mut plan = plan(PlanOptions::new().feature(name));
+        let found = plan.run(&input).unwrap().get(name).unwrap().clone();
+        let error = relative_error(found.as_slice(), &wanted.unwrap()[0].data);
+        assert!(error < 1e-6, "{name}: {error:e}\n{}", plan.explain());
+    }
+    let text = plan(PlanOptions::new().feature("1.block.0").feature("1.block.2")).explain();
+    assert!(text.contains("expansion stays a step of its own: `1.block.0.0` is read 2 times"), "{text}");
+    assert!(text.contains("the gate stays a step of its own: what it makes is not read by one 1×1"), "{text}");
+}
+
+#[test]
 fn the_same_bits_come_out_for_1_2_and_7_threads() {
     fn net(x: Node<'_>) -> Node<'_> {
         let x = x.layer("stem", ConvNormAct::new(Conv2d::k(7, 64).stride(2))).layer("pool", MaxPool::k(3).stride(2));

@@ -101,6 +101,9 @@ pub(super) fn places(program: &Program, border: Option<Border>) -> (Vec<Option<P
             Some(border) if Some(unit.output) == input => padded(shape, border, &mut buffers),
             _ => fresh(shape, &mut buffers),
         });
+        if let Some(sums) = unit.sums {
+            places[sums.index()].get_or_insert_with(|| fresh(program.shape(sums), &mut buffers));
+        }
         if matches!(unit.op, Op::Concat) {
             for (value, there) in parts(program, place, &unit.inputs) {
                 if Some(value) != input {
@@ -132,8 +135,7 @@ fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer]
         buffer.last = buffer.last.max(step);
     };
     for (step, unit) in program.units.iter().enumerate() {
-        touch(unit.output, step);
-        unit.reads().for_each(|value| touch(value, step));
+        unit.writes().chain(unit.reads()).for_each(|value| touch(value, step));
     }
     // What leaves the plan is copied out after the last unit.
     program.wanted.iter().for_each(|&value| touch(value, program.units.len()));

@@ -2,13 +2,15 @@
 
 use super::memory::Layout;
 use super::passes::fold_affine;
-use super::program::{Program, Unit};
+use super::program::{Form, Program, Unit};
 use super::unpacked::{Buffers, Unpacked};
 use crate::error::{Error, Result};
 use crate::graph::{NodeId, Op, ParamId, Source};
 use crate::kernels::{
     self, Epilogue, Kernel, MAX_INPUTS, Map, conv,
     conv::{ConvSpec, Precision},
+    excite::{ExciteSpec, excite},
+    weights::whole,
 };
 use crate::par::Team;
 use crate::shape::Window;
@@ -59,16 +61,17 @@ pub(super) struct Means<'a> {
 pub(super) fn steps(program: &mut Program, layout: &Layout, means: Means<'_>) -> Result<Vec<Step>> {
     let Means { source, precision, isa, team } = means;
     let mut asked = HashMap::new();
-    program.units.iter().filter_map(weight).for_each(|id| *asked.entry(id).or_insert(0) += 1);
+    program.units.iter().flat_map(weights).for_each(|id| *asked.entry(id).or_insert(0) += 1);
     let (steps, notes, buffers) = (Vec::new(), Vec::new(), Buffers::default());
     let mut maker = Maker { program, layout, source, precision, isa, team, buffers, steps, notes };
     for unit in &maker.program.units {
         maker.unit(unit)?;
-        let Some(id) = weight(unit) else { continue };
-        let left = asked.get_mut(&id).expect("every weight was counted");
-        *left -= 1;
-        if *left == 0 {
-            maker.source.release(id);
+        for id in weights(unit) {
+            let left = asked.get_mut(&id).expect("every weight was counted");
+            *left -= 1;
+            if *left == 0 {
+                maker.source.release(id);
+            }
         }
     }
     for (i, &value) in maker.program.wanted.iter().enumerate() {
@@ -109,6 +112,19 @@ pub(super) fn geometry(
     Ok(ConvSpec { input, output, window, placed, groups: 1, epilogue })
 }
 
+/// The convolution computed together with `unit`, before it.
+fn first(unit: &Unit) -> Option<&Unit> {
+    match &unit.form {
+        Form::Plain => None,
+        Form::Expanded(first) | Form::Excite(first, _) => Some(first),
+    }
+}
+
+/// The weights of everything a unit computes.
+fn weights(unit: &Unit) -> impl Iterator<Item = ParamId> + use<> {
+    weight(unit).into_iter().chain(first(unit).and_then(weight))
+}
+
 struct Maker<'a> {
     program: &'a Program,
     layout: &'a Layout,
@@ -141,7 +157,8 @@ impl Maker<'_> {
         }
     }
 
-    /// Adds the step of `unit`: `kernel` reads the unit's inputs in order and, at `residual`, its residual.
+    /// Adds the step of `unit`: `kernel` reads the unit's inputs in order and, at `residual`, its residual; behind that
+    /// its gate.
     fn push(&mut self, unit: &Unit, kernel: Box<dyn Kernel>, residual: usize) {
         let mut step = self.step(kernel, &unit.path, unit.output);
         for (slot, &value) in step.inputs.iter_mut().zip(&unit.inputs) {
@@ -150,12 +167,24 @@ impl Maker<'_> {
         if let Some(value) = unit.residual {
             step.inputs[residual] = Slot::Arena(self.layout.address(value));
         }
+        if let Some(value) = unit.gate {
+            step.inputs[residual + 1] = Slot::Arena(self.layout.address(value));
+        }
+        if let Some(value) = unit.sums {
+            step.also[0] = Slot::Arena(self.layout.address(value));
+        }
         step.fused.clone_from(&unit.fused);
-        if let Some(weight) = weight(unit) {
-            let [n, _, h, w] = step.shape;
-            step.macs = (n * h * w * self.source.defs()[weight.index()].len()) as u64;
+        step.macs = self.macs(unit);
+        if let Some(first) = first(unit) {
+            step.macs += self.macs(first);
         }
         self.steps.push(step);
+    }
+
+    fn macs(&self, unit: &Unit) -> u64 {
+        let Some(weight) = weight(unit) else { return 0 };
+        let [n, _, h, w] = self.program.shape(unit.output);
+        (n * h * w * self.source.defs()[weight.index()].len()) as u64
     }
 
     fn unit(&mut self, unit: &Unit) -> Result<()> {
@@ -232,15 +261,80 @@ impl Maker<'_> {
     }
 
     fn conv(&mut self, unit: &Unit) -> Result<()> {
+        match &unit.form {
+            Form::Plain => {}
+            Form::Expanded(first) => return self.expand(unit, first),
+            Form::Excite(first, pixels) => return self.excite(unit, first, *pixels),
+        }
         let Op::Conv { weight, bias, window, groups } = unit.op else { unreachable!("called for convolutions only") };
         let (spec, padded) = self.spec(unit, window, groups)?;
         let (weight, bias) = self.weights(unit, weight, bias)?;
-        let kernel = match padded {
-            true => conv::rows(spec, &weight, bias.as_deref(), self.isa),
-            false => conv::choose(spec, &weight, bias.as_deref(), self.precision, self.isa),
+        let sums = unit.sums.map(|value| self.map(value).ld);
+        let gate = unit.gate.map(|value| self.map(value).ld);
+        let bias = bias.as_deref();
+        let kernel = match (padded, sums, gate) {
+            (true, ..) => conv::rows(spec, &weight, bias, self.isa),
+            (_, Some(ld), _) => conv::depthwise_sums(spec, ld, &weight, bias, self.isa),
+            (_, _, Some(ld)) => conv::gated(spec, ld, &weight, bias, self.isa),
+            _ => conv::choose(spec, &weight, bias, self.precision, self.isa),
         };
         weight.finish()?;
         self.push(unit, kernel, 1);
+        Ok(())
+    }
+
+    /// A depthwise convolution together with the expansion `first`.
+    fn expand(&mut self, unit: &Unit, first: &Unit) -> Result<()> {
+        let (Op::Conv { weight, bias, window, groups }, Op::Conv { weight: wide, bias: wide_bias, .. }) =
+            (&unit.op, &first.op)
+        else {
+            unreachable!("both are convolutions")
+        };
+        let [n, c, h, w] = self.program.shape(first.output);
+        let depthwise = ConvSpec {
+            input: Map::dense([n, h, w, c]),
+            output: self.map(unit.output),
+            window: *window,
+            placed: window.place([h, w], &unit.path)?,
+            groups: *groups,
+            epilogue: Epilogue { activation: unit.activation, residual: None },
+        };
+        let sums = unit.sums.map(|value| self.map(value).ld);
+        let spec = conv::ExpandSpec { input: self.map(unit.inputs[0]), activation: first.activation, depthwise, sums };
+        let (weight, bias) = self.weights(unit, *weight, *bias)?;
+        let (wide, wide_bias) = self.weights(first, *wide, *wide_bias)?;
+        let weights =
+            conv::ExpandWeights { expand: (&wide, wide_bias.as_deref()), depthwise: (&weight, bias.as_deref()) };
+        let kernel = conv::expand_depthwise(&spec, weights, self.isa);
+        weight.finish()?;
+        wide.finish()?;
+        self.push(unit, kernel, 1);
+        Ok(())
+    }
+
+    /// Both products of squeeze-and-excitation.
+    fn excite(&mut self, unit: &Unit, first: &Unit, pixels: usize) -> Result<()> {
+        let (Op::Conv { weight, bias, .. }, Op::Conv { weight: squeeze, bias: squeeze_bias, .. }) =
+            (&unit.op, &first.op)
+        else {
+            unreachable!("both are convolutions")
+        };
+        let spec = ExciteSpec {
+            sums: self.map(unit.inputs[0]),
+            pixels,
+            squeezed: self.program.shape(first.output)[1],
+            activations: [first.activation, unit.activation],
+            output: self.map(unit.output),
+        };
+        let (squeeze, squeeze_bias) = self.weights(first, *squeeze, *squeeze_bias)?;
+        let (weight, bias) = self.weights(unit, *weight, *bias)?;
+        let kernel = whole(&squeeze, |squeeze| {
+            let squeeze = (squeeze, squeeze_bias.as_deref());
+            whole(&weight, |weight| excite(spec, squeeze, (weight, bias.as_deref()), self.isa))
+        });
+        squeeze.finish()?;
+        weight.finish()?;
+        self.push(unit, Box::new(kernel), 1);
         Ok(())
     }
 

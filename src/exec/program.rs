@@ -20,6 +20,12 @@ pub(super) struct Unit {
     pub(super) inputs: Vec<NodeId>,
     /// Added before the activation.
     pub(super) residual: Option<NodeId>,
+    /// One factor per image and channel for the first input.
+    pub(super) gate: Option<NodeId>,
+    /// The value that receives the sum of every row of the output.
+    pub(super) sums: Option<NodeId>,
+    /// How the operation is computed, if not by itself.
+    pub(super) form: Form,
     /// Batch norm folded into a weighted operation.
     pub(super) affine: Option<Affine>,
     /// Applied last.
@@ -32,10 +38,32 @@ pub(super) struct Unit {
     pub(super) fused: Vec<&'static str>,
 }
 
+/// A convolution computed together with the one before it, whose result is never stored. The unit's inputs are those of
+/// the first.
+#[derive(Debug, Clone)]
+pub(super) enum Form {
+    /// By itself.
+    Plain,
+    /// A depthwise convolution behind a 1×1 expansion.
+    Expanded(Box<Unit>),
+    /// The second product of squeeze-and-excitation behind the first, whose input are sums over some of this many pixels.
+    Excite(Box<Unit>, usize),
+}
+
 impl Unit {
     /// Every value the unit reads.
     pub(super) fn reads(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.inputs.iter().copied().chain(self.residual)
+        self.inputs.iter().copied().chain(self.residual).chain(self.gate)
+    }
+
+    /// Every value the unit writes.
+    pub(super) fn writes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        std::iter::once(self.output).chain(self.sums)
+    }
+
+    /// Whether this is a 1×1 convolution with stride 1 and one group.
+    pub(super) fn is_pointwise(&self) -> bool {
+        matches!(&self.op, Op::Conv { window, groups: 1, .. } if window.is_pointwise())
     }
 
     /// True for operations whose kernels end in bias, residual and activation.
@@ -70,6 +98,9 @@ impl Program {
             op: node.op.clone(),
             inputs: node.inputs.clone(),
             residual: None,
+            gate: None,
+            sums: None,
+            form: Form::Plain,
             affine: None,
             activation: None,
             output: NodeId(i),
@@ -93,14 +124,17 @@ impl Program {
     /// For each value, the unit that computes it.
     pub(super) fn producers(&self) -> Vec<Option<usize>> {
         let mut producers = vec![None; self.shapes.len()];
-        self.units.iter().enumerate().for_each(|(i, unit)| producers[unit.output.index()] = Some(i));
+        for (i, unit) in self.units.iter().enumerate() {
+            unit.writes().for_each(|value| producers[value.index()] = Some(i));
+        }
         producers
     }
 
     /// Makes every reader of `old` read `new` instead.
     pub(super) fn replace(&mut self, old: NodeId, new: NodeId) {
         for unit in &mut self.units {
-            unit.inputs.iter_mut().chain(&mut unit.residual).filter(|v| **v == old).for_each(|v| *v = new);
+            let reads = unit.inputs.iter_mut().chain(&mut unit.residual).chain(&mut unit.gate);
+            reads.filter(|v| **v == old).for_each(|v| *v = new);
         }
         self.wanted.iter_mut().filter(|v| **v == old).for_each(|v| *v = new);
     }

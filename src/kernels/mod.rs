@@ -19,6 +19,7 @@ mod light;
 
 pub mod activation;
 pub mod elementwise;
+pub mod excite;
 pub mod gradient;
 pub mod layout;
 pub mod noise;

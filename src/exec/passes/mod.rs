@@ -3,10 +3,12 @@
 //! Each pass looks for one pattern, and where the pattern is there but the rewrite may not fire it leaves a note that
 //! `explain()` prints.
 
+mod expand;
 mod fold_norm;
 mod fuse_activation;
 mod fuse_residual;
 mod identities;
+mod squeeze;
 
 pub(super) use fold_norm::fold_affine;
 
@@ -20,5 +22,7 @@ pub(super) fn run(program: &mut Program, source: &dyn Source) -> Result<()> {
     fold_norm::run(program, source)?;
     fuse_residual::run(program);
     fuse_activation::run(program);
+    squeeze::run(program);
+    expand::run(program);
     Ok(())
 }

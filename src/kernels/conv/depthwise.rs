@@ -15,7 +15,25 @@ use crate::simd::Isa;
 ///
 /// Panics if the groups are not single channels or the slices do not fit.
 pub fn depthwise(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
-    assert!(spec.groups == spec.input.c && spec.groups == spec.output.c, "a depthwise convolution has single channels");
     spec.check(weight, bias);
-    held(Box::new(Slide::new("depthwise", spec, isa)), weight, bias)
+    held(Box::new(slide(spec, isa)), weight, bias)
+}
+
+/// The same, and the sum of every row of the output at `also[0]`: channel `c` of row `y` of image `n` at
+/// `(n · h + y) · ld + c`.
+pub fn depthwise_sums(
+    spec: ConvSpec,
+    ld: usize,
+    weight: &dyn Weights,
+    bias: Option<&[f32]>,
+    isa: Isa,
+) -> Box<dyn Kernel> {
+    spec.check(weight, bias);
+    held(Box::new(slide(spec, isa).with_sums(ld)), weight, bias)
+}
+
+/// The loops of a depthwise convolution.
+pub(super) fn slide(spec: ConvSpec, isa: Isa) -> Slide {
+    assert!(spec.groups == spec.input.c && spec.groups == spec.output.c, "a depthwise convolution has single channels");
+    Slide::new("depthwise", spec, isa)
 }

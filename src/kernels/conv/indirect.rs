@@ -88,32 +88,56 @@ impl Taps {
         table: *mut *const f32,
         stride: usize,
     ) {
-        let Map { h, w, ld, .. } = self.input;
-        let (oh, ow) = (self.output.h, self.output.w);
-        let (mut image, mut oy, mut ox) = (rows.start / (oh * ow), rows.start / ow % oh, rows.start % ow);
-        for i in 0..rows.len() {
+        let (h, ow) = (self.input.h, self.output.w);
+        let mut i = 0;
+        // Output pixels of one row at a time: they step evenly through the input.
+        while i < rows.len() {
+            let pixel = rows.start + i;
+            let (image, oy, ox) = (pixel / (self.output.h * ow), pixel / ow % self.output.h, pixel % ow);
+            let count = (ow - ox).min(rows.len() - i);
             // Wrapping: a coordinate before the image becomes a huge one, and fails the same comparison as one after it.
             let y0 = (oy * self.stride[0]).wrapping_sub(self.before[0]);
             let x0 = (ox * self.stride[1]).wrapping_sub(self.before[1]);
-            let mut tap = 0;
             for ky in 0..self.count[0] {
                 let y = y0.wrapping_add(ky * self.dilation[0]);
-                let line = input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld));
+                let line = input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(self.input.w * self.input.ld));
                 for kx in 0..self.count[1] {
                     let x = x0.wrapping_add(kx * self.dilation[1]);
-                    let at = if y < h && x < w { line.wrapping_add(x * ld) } else { zero };
-                    // SAFETY: `tap < count` and `i < stride`.
-                    unsafe { *table.add(tap * stride + i) = at };
-                    tap += 1;
+                    // SAFETY: the tap is one of `count`, and `i + count ≤ stride`.
+                    unsafe {
+                        let to = table.add((ky * self.count[1] + kx) * stride + i);
+                        self.run(y < h, x, count, line, zero, to);
+                    }
                 }
             }
-            ox += 1;
-            if ox == ow {
-                (ox, oy) = (0, oy + 1);
-                if oy == oh {
-                    (oy, image) = (0, image + 1);
-                }
+            i += count;
+        }
+    }
+
+    /// The addresses of the input pixels `x`, `x + s`, … of a row, which lies in the image or not.
+    ///
+    /// # Safety
+    /// `to` has room for `count` pointers.
+    unsafe fn run(
+        &self,
+        inside: bool,
+        x: usize,
+        count: usize,
+        line: *const f32,
+        zero: *const f32,
+        to: *mut *const f32,
+    ) {
+        let (w, ld, step) = (self.input.w, self.input.ld, self.stride[1]);
+        // Pixels whose coordinate is below zero, and pixels whose coordinate is below the width.
+        let below = |end: usize| (end.wrapping_sub(x) as isize).max(0).unsigned_abs().div_ceil(step).min(count);
+        let (before, until) = if inside { (below(0), below(w)) } else { (0, 0) };
+        // SAFETY: `before ≤ until ≤ count`.
+        unsafe {
+            (0..before).for_each(|i| *to.add(i) = zero);
+            for i in before..until {
+                *to.add(i) = line.wrapping_add(x.wrapping_add(i * step).wrapping_mul(ld));
             }
+            (until..count).for_each(|i| *to.add(i) = zero);
         }
     }
 }

@@ -5,6 +5,8 @@
 
 mod deform;
 mod depthwise;
+mod expand;
+mod gated;
 pub mod grad;
 mod grid;
 mod grouped;
@@ -25,7 +27,9 @@ use crate::simd::Isa;
 use weights::{Form, held};
 
 pub use deform::{Sampling, deform};
-pub use depthwise::depthwise;
+pub use depthwise::{depthwise, depthwise_sums};
+pub use expand::{ExpandSpec, ExpandWeights, expand_depthwise};
+pub use gated::gated;
 pub use grouped::grouped;
 pub use im2col::im2col;
 pub use indirect::{indirect, pointwise, rows};

@@ -118,12 +118,17 @@ pub(super) trait Form: Kernel {
 /// Packs `weight` and `bias` into `form`, with the threads that the weights bring.
 pub(super) fn held(mut form: Box<dyn Form>, weight: &dyn Weights, bias: Option<&[f32]>) -> Box<dyn Kernel> {
     let packing = form.packing(Direction::Forward);
+    form.hold(pack(&*packing, weight, bias));
+    form
+}
+
+/// Packs `weight` and `bias`, with the threads that the weights bring.
+pub(super) fn pack(packing: &dyn Packing, weight: &dyn Weights, bias: Option<&[f32]>) -> AlignedBuf {
     let mut packed = AlignedBuf::zeros(packing.len());
     let to = Shared(packed.as_mut_ptr());
     // SAFETY: the buffer is as long as asked for, and every piece is packed once.
     weight.share(packing.pieces(), &|piece| unsafe { packing.piece(piece, weight, bias, to.get()) });
-    form.hold(packed);
-    form
+    packed
 }
 
 /// Memory that several threads write to, each its own part.
@@ -135,7 +140,7 @@ impl Shared {
     }
 }
 
-// SAFETY: only `held` has it, whose pieces do not overlap.
+// SAFETY: only `pack` has it, whose pieces do not overlap.
 unsafe impl Sync for Shared {}
 
 /// A convolution whose weights come with every run.

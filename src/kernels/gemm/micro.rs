@@ -128,7 +128,7 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
         let mut w = [S::zero(); NRV];
         for v in 0..NRV {
             w[v] = S::load(b.add(v * S::LANES));
-            S::prefetch(b.add(v * S::LANES).wrapping_add(PREFETCH));
+            S::prefetch(b.add(v * S::LANES).wrapping_add(if MR == 1 { PREFETCH_ALONE } else { PREFETCH }));
         }
         for m in 0..MR {
             let x = S::splat(*a[m].add(k));
@@ -141,6 +141,9 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
 
 /// Floats ahead of the weights in use that are fetched into the first cache.
 const PREFETCH: usize = 512;
+
+/// The same for a single row, which waits for nothing but its weights: those come from memory.
+const PREFETCH_ALONE: usize = 2048;
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;

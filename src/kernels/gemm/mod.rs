@@ -111,6 +111,7 @@ pub struct Gemm {
     panels: Vec<Panel>,
     pieces: Vec<Piece>,
     activation: Option<Activation>,
+    activate: unsafe fn(Activate),
     /// Microkernels by registers and rows, both counted from one.
     micros: Vec<Vec<Micro>>,
 }
@@ -125,7 +126,8 @@ impl Gemm {
             .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
             .collect();
         let pieces = cut_pieces(extent, widest * isa.lanes());
-        Gemm { isa, extent, panels, pieces, activation, micros }
+        let activate = isa.entry::<Activate>();
+        Gemm { isa, extent, panels, pieces, activation, activate, micros }
     }
 
     /// Floats of the packed weights and, behind them, one bias per lane of every panel.
@@ -187,7 +189,7 @@ impl Gemm {
     /// # Safety
     /// - `packed` are the [`packed_len`](Self::packed_len) floats of this layout, on a 64-byte boundary;
     /// - all `taps · m` pointers of `rows` are readable for `skip + k` floats;
-    /// - `m` rows of `n` floats are writable at `target.c`, and readable at the residual if there is one;
+    /// - the columns of `panels` are writable in the `m` rows at `target.c`, and readable at the residual if there is one;
     /// - they do not overlap what `rows` points to.
     pub unsafe fn run(&self, packed: *const f32, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
         let lanes = self.isa.lanes();
@@ -212,7 +214,7 @@ impl Gemm {
                         taps: piece.taps.len(),
                         k: piece.k.len(),
                         b: packed.add(at),
-                        c: target.c.add(panel.start),
+                        c: target.c.wrapping_add(panel.start),
                         ldc: target.ld,
                         last_lanes: panel.len - (panel.vectors - 1) * lanes,
                         bias: if first { packed.add(bias_at + panel.start) } else { std::ptr::null() },
@@ -221,15 +223,11 @@ impl Gemm {
                         range: if last { clamp_of(self.activation) } else { [f32::NEG_INFINITY, f32::INFINITY] },
                     }
                 };
+                let ahead = Ahead { rows: nth == 0 && self.extent.taps == 1, weights, lines: 2 };
+                let smooth = self.activation.filter(|&a| last && !is_clamp(a));
+                let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
-                unsafe { sweep(m, tile, micros, Ahead { rows: nth == 0 && self.extent.taps == 1, weights, lines: 2 }) };
-            }
-            if let Some(activation) = self.activation.filter(|&a| !is_clamp(a)) {
-                // SAFETY: these are the elements just written.
-                unsafe {
-                    let c = target.c.add(panel.start);
-                    self.isa.run(Activate { activation, c, ld: target.ld, rows: m, columns: panel.len });
-                }
+                unsafe { sweep(m, tile, micros, ahead, smooth) };
             }
         }
     }
@@ -269,7 +267,7 @@ impl Gemm {
                 };
                 // The weights of the next tap lie behind those of this one.
                 let weights = if tap + 1 < taps { k * vectors * lanes } else { 0 };
-                sweep(m, tile, micros, Ahead { rows: false, weights, lines });
+                sweep(m, tile, micros, Ahead { rows: false, weights, lines }, None);
             }
         }
     }
@@ -286,11 +284,19 @@ struct Ahead {
     lines: usize,
 }
 
+/// An activation that is more than a clamp, for the tile just computed while it lies in the first cache.
+#[derive(Clone, Copy)]
+struct Smooth {
+    activation: Activation,
+    columns: usize,
+    run: unsafe fn(Activate),
+}
+
 /// Runs the microkernel over `m` rows in tiles of nearly equal height, so that none is too low to hide latencies.
 ///
 /// # Safety
 /// As [`Gemm::run`] for the columns of `tile`.
-unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead) {
+unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
     let tiles = m.div_ceil(micros.len());
     let fetched = tile.taps * (tile.k / 4) * ahead.lines * LINE;
     let mut from = 0;
@@ -305,6 +311,9 @@ unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead) {
             let next = tile.rows.add(height);
             tile.next = if ahead.rows && to + height <= m { next } else { std::ptr::null() };
             micros[height - 1](&tile);
+            if let Some(Smooth { activation, columns, run }) = smooth {
+                run(Activate { activation, c: tile.c, ld: tile.ldc, rows: height, columns });
+            }
             tile.rows = next;
             tile.c = tile.c.add(height * tile.ldc);
             if !tile.residual.is_null() {
@@ -348,8 +357,9 @@ fn cut_panels(extent: Extent, isa: Isa) -> Vec<Panel> {
         .collect()
 }
 
-/// Weights larger than this do not wait in the second cache between runs.
-const STREAMED_BYTES: usize = 1 << 20;
+/// Weights larger than this do not wait in the second cache until the next run, when those of all other layers have
+/// passed through it.
+const STREAMED_BYTES: usize = 128 << 10;
 
 /// Bytes of a panel's weights that one sweep over the rows uses.
 const PIECE_BYTES: usize = 192 << 10;
@@ -388,19 +398,32 @@ impl Task for Activate {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: `Gemm::run` passes elements it has just written.
+        // SAFETY: passed on. One loop for what EfficientNet does everywhere, so that its constants stay in registers.
+        unsafe {
+            match self.activation {
+                Activation::Silu => self.apply::<S>(Activation::Silu),
+                other => self.apply::<S>(other),
+            }
+        }
+    }
+}
+
+impl Activate {
+    #[inline(always)]
+    unsafe fn apply<S: Simd>(self, activation: Activation) {
+        // SAFETY: `sweep` passes elements it has just written.
         unsafe {
             let whole = self.columns / S::LANES * S::LANES;
             let rest = S::mask(self.columns - whole);
             for m in 0..self.rows {
                 let row = self.c.add(m * self.ld);
                 for i in (0..whole).step_by(S::LANES) {
-                    let v = simd::apply_activation::<S>(Some(self.activation), S::load(row.add(i)));
+                    let v = simd::apply_activation::<S>(Some(activation), S::load(row.add(i)));
                     S::store(row.add(i), v);
                 }
                 if whole < self.columns {
                     let v = S::load_masked(row.add(whole), rest);
-                    S::store_masked(row.add(whole), simd::apply_activation::<S>(Some(self.activation), v), rest);
+                    S::store_masked(row.add(whole), simd::apply_activation::<S>(Some(activation), v), rest);
                 }
             }
         }

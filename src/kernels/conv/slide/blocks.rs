@@ -73,7 +73,9 @@ impl Layout {
             _ => false,
         };
         let general = !known || !fits(lanes) || spec.output.w < 4 || lanes < 8;
-        let two = wide && !general && fetch != FetchKind::Permute && fits(2 * lanes);
+        // Not if a last block that overlaps would be much of the work.
+        let even = fetch != FetchKind::Plain || 20 * groups.div_ceil(2 * lanes) <= 11 * groups.div_ceil(lanes);
+        let two = wide && !general && fetch != FetchKind::Permute && fits(2 * lanes) && even;
         let vectors = if two { 2 } else { 1 };
         let mut layout =
             Layout { fetch, blocks: Vec::new(), vectors, steps: inputs, general, wide, lanes, inputs, outputs };

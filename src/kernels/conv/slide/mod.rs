@@ -25,6 +25,7 @@
 #![allow(unsafe_code, reason = "kernels run on raw pointers")]
 
 mod blocks;
+mod finish;
 mod strip;
 #[cfg(test)]
 mod tests;
@@ -33,10 +34,11 @@ use super::ConvSpec;
 use super::weights::{Direction, Form, Order, Packed, Packing};
 use crate::activation::Activation;
 use crate::kernels::weights::whole;
-use crate::kernels::{Io, Kernel, Map, Weights};
-use crate::simd::{Isa, Simd, Task, apply_activation};
+use crate::kernels::{Io, Kernel, Weights};
+use crate::simd::{Isa, Simd, Task};
 use crate::tensor::AlignedBuf;
 use blocks::{Block, FetchKind, Layout};
+use finish::{Finish, Pixels};
 use std::marker::PhantomData;
 use std::ops::Range;
 use strip::{Broadcast, Fetch, General, Permute, Plain, Strip};
@@ -53,12 +55,23 @@ pub(super) struct Slide {
     lanes: AlignedBuf,
     strips: Strips,
     tiling: Tiling,
+    /// Floats from one row's sums to the next, if they are to be written to `also[0]`.
+    sums: Option<usize>,
     run: Run,
     finish: unsafe fn(Finish),
 }
 
-/// A loop for one geometry: slide, tile, maps, scratch.
-type Run = unsafe fn(&Slide, usize, &Io, &mut [f32]);
+/// A loop for one geometry: slide, part of the work, maps, scratch.
+type Run = unsafe fn(&Slide, Part, &Io, *mut f32);
+
+/// Rows of one image, for some of the blocks.
+struct Part {
+    image: usize,
+    rows: Range<usize>,
+    blocks: Range<usize>,
+    /// Rows done for one block before the next block's turn.
+    sweep: usize,
+}
 
 /// The cuts of a row of output pixels.
 struct Strips {
@@ -98,15 +111,34 @@ impl Slide {
         let tiling = Tiling::new(&spec, &layout);
         let lanes = layout.pack_lanes();
         let (weights, finish) = (Packed::Given, isa.entry::<Finish>());
-        Slide { spec, isa, name, layout, weights, lanes, strips, tiling, run, finish }
+        Slide { spec, isa, name, layout, weights, lanes, strips, tiling, sums: None, run, finish }
     }
 
-    /// Rows of output and blocks of channels that tile `tile` covers, and its image.
-    fn tile(&self, tile: usize) -> (usize, Range<usize>, Range<usize>) {
+    /// Writes the sum of every output row to `also[0]` too: channel `c` of row `y` of image `n` at `(n · h + y) · ld + c`,
+    /// added up from left to right.
+    pub(super) fn with_sums(self, ld: usize) -> Slide {
+        assert!(ld >= self.spec.output.c);
+        Slide { sums: Some(ld), ..self }
+    }
+
+    /// What tile `tile` covers.
+    fn tile(&self, tile: usize) -> Part {
         let t = &self.tiling;
         let (chunk, rest) = (tile % t.chunks.len(), tile / t.chunks.len());
-        let (part, n) = (rest % t.row_tiles, rest / t.row_tiles);
-        (n, part * t.rows..((part + 1) * t.rows).min(self.spec.output.h), t.chunks[chunk].clone())
+        let (part, image) = (rest % t.row_tiles, rest / t.row_tiles);
+        let rows = part * t.rows..((part + 1) * t.rows).min(self.spec.output.h);
+        Part { image, rows, blocks: t.chunks[chunk].clone(), sweep: t.sweep }
+    }
+
+    /// Computes `rows` of the first image, whose input rows need only be there as far as the window reaches.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`] for these rows.
+    pub(super) unsafe fn rows(&self, rows: Range<usize>, io: &Io, scratch: &mut [f32]) {
+        debug_assert!(scratch.len() >= self.scratch());
+        let part = Part { image: 0, sweep: rows.len(), rows, blocks: 0..self.layout.blocks.len() };
+        // SAFETY: passed on.
+        unsafe { (self.run)(self, part, io, scratch.as_mut_ptr()) }
     }
 }
 
@@ -226,7 +258,7 @@ impl Kernel for Slide {
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         // SAFETY: passed on.
-        unsafe { (self.run)(self, tile, io, scratch) }
+        unsafe { (self.run)(self, self.tile(tile), io, scratch.as_mut_ptr()) }
     }
 }
 
@@ -250,20 +282,19 @@ fn choose(spec: &ConvSpec, layout: &Layout) -> (Run, String) {
     (run, if layout.general { format!("{kind}_general") } else { kind })
 }
 
-/// Runs a tile with the instruction set the kernel was prepared for.
+/// Computes a part with the instruction set the kernel was prepared for.
 ///
 /// # Safety
 /// As for [`Kernel::run`].
-unsafe fn start<F: Fetch, const KW: usize, const ST: usize>(slide: &Slide, tile: usize, io: &Io, scratch: &mut [f32]) {
-    let scratch = scratch.as_mut_ptr();
+unsafe fn start<F: Fetch, const KW: usize, const ST: usize>(slide: &Slide, part: Part, io: &Io, scratch: *mut f32) {
     // SAFETY: passed on.
-    unsafe { slide.isa.run(Tile::<F, KW, ST> { slide, tile, io, scratch, fetch: PhantomData }) }
+    unsafe { slide.isa.run(Tile::<F, KW, ST> { slide, part, io, scratch, fetch: PhantomData }) }
 }
 
-/// The work of one tile. `KW` = 0 stands for the general loop.
+/// The work of one part. `KW` = 0 stands for the general loop.
 struct Tile<'a, F, const KW: usize, const ST: usize> {
     slide: &'a Slide,
-    tile: usize,
+    part: Part,
     io: &'a Io,
     /// A row of sums, if there is a residual.
     scratch: *mut f32,
@@ -275,27 +306,14 @@ impl<F: Fetch, const KW: usize, const ST: usize> Task for Tile<'_, F, KW, ST> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (n, rows, chunk) = self.slide.tile(self.tile);
-        let epilogue = self.slide.spec.epilogue;
-        // What the strips neither clamp nor leave in scratch is finished where it lies, a few rows at a time.
-        let in_place =
-            epilogue.residual.is_none() && epilogue.activation.is_some() && clamp_of(epilogue.activation).is_none();
+        let Part { image, ref rows, ref blocks, sweep } = self.part;
         let mut start = rows.start;
         while start < rows.end {
-            let end = (start + self.slide.tiling.sweep).min(rows.end);
-            for block in chunk.clone() {
+            let end = (start + sweep).min(rows.end);
+            for block in blocks.clone() {
                 for row in start..end {
                     // SAFETY: passed on.
-                    unsafe { self.row::<S>(n, row, block) };
-                }
-                if in_place {
-                    let Map { h, w, ld, .. } = self.slide.spec.output;
-                    let (at, first) = (&self.slide.layout.blocks[block], (n * h + start) * w);
-                    // SAFETY: the rows just written.
-                    unsafe {
-                        let sums = Pixels { first: self.io.output.add(first * ld + at.output).cast_const(), ld };
-                        self.finish(sums, first, (end - start) * w, at);
-                    }
+                    unsafe { self.row::<S>(image, row, block) };
                 }
             }
             start = end;
@@ -320,6 +338,8 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
         let packed = self.slide.weights.of(self.io);
         let epilogue = spec.epilogue;
         let clamp = if epilogue.residual.is_some() { None } else { clamp_of(epilogue.activation) };
+        // What the strips neither clamp nor leave in scratch is finished where it lies, while it is in the first cache.
+        let unfinished = clamp.is_none() && (epilogue.residual.is_some() || epilogue.activation.is_some());
         // SAFETY: blocks, rows and strips lie inside the maps; the buffers were packed for these blocks.
         unsafe {
             let pixel = (n * output.h + y) * output.w;
@@ -351,31 +371,33 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
                 strip.valid = strips.valid.as_ptr().add(i * strips.words);
                 self.strip::<S>(&strip, strips.inside[i], &at);
             }
-            if epilogue.residual.is_some() {
-                let sums = Pixels { first: sums.cast_const(), ld: sums_ld };
-                self.finish(sums, pixel, output.w, &at);
+            if unfinished || self.slide.sums.is_some() {
+                self.finish(Pixels { first: sums.cast_const(), ld: sums_ld }, n * output.h + y, &at, unfinished);
             }
         }
     }
 
-    /// Adds the residual and applies the activation to the sums of output pixels `first..first + pixels`.
+    /// Adds the residual and applies the activation to the sums of output row `row`, unless that is done; adds up the
+    /// row if that is wanted.
     #[inline(always)]
-    unsafe fn finish(&self, sums: Pixels, first: usize, pixels: usize, at: &Block) {
+    unsafe fn finish(&self, sums: Pixels, row: usize, at: &Block, unfinished: bool) {
         let spec = &self.slide.spec;
-        let ld = spec.output.ld;
+        let (ld, pixels) = (spec.output.ld, spec.output.w);
         // Where blocks overlap the residual may be overwritten already; what overwrote it is final.
         let done = if spec.epilogue.residual.is_some() { at.overlap } else { 0 };
+        let (first, channel) = (row * pixels, at.output + done);
         // SAFETY: the pixels lie in the output and in the residual; the block's channels do too.
         unsafe {
-            let from = |ld: usize| self.io.inputs[1].add(first * ld + at.output + done);
+            let from = |ld: usize| self.io.inputs[1].add(first * ld + channel);
             (self.slide.finish)(Finish {
                 sums: Pixels { first: sums.first.add(done), ..sums },
                 residual: spec.epilogue.residual.map(|ld| Pixels { first: from(ld), ld }),
-                target: self.io.output.add(first * ld + at.output + done),
+                target: self.io.output.add(first * ld + channel),
                 ld,
                 pixels,
                 channels: at.writable - done,
-                activation: spec.epilogue.activation,
+                activation: spec.epilogue.activation.filter(|_| unfinished),
+                total: self.slide.sums.map_or(std::ptr::null_mut(), |ld| self.io.also[0].add(row * ld + channel)),
             });
         }
     }
@@ -443,64 +465,5 @@ fn clamp_of(activation: Option<Activation>) -> Option<[f32; 2]> {
         Some(Activation::Relu) => Some([0.0, f32::INFINITY]),
         Some(Activation::Relu6) => Some([0.0, 6.0]),
         _ => None,
-    }
-}
-
-/// `target = activation(sums + residual)` on a run of pixels, while it is in the cache. The target may be the sums or
-/// the residual. A task of its own, so that it is compiled once and not for every geometry.
-#[derive(Clone, Copy)]
-struct Finish {
-    sums: Pixels,
-    residual: Option<Pixels>,
-    target: *mut f32,
-    ld: usize,
-    pixels: usize,
-    channels: usize,
-    activation: Option<Activation>,
-}
-
-/// Pixels to read: number `i` starts at `first + i · ld`.
-#[derive(Clone, Copy)]
-struct Pixels {
-    first: *const f32,
-    ld: usize,
-}
-
-impl Task for Finish {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        macro_rules! rows {
-            ($activation:expr) => {
-                // SAFETY: passed on.
-                unsafe { self.rows::<S>($activation) }
-            };
-        }
-        match self.activation {
-            // One loop for what EfficientNet does everywhere, so that its constants stay in registers.
-            Some(Activation::Silu) => rows!(Some(Activation::Silu)),
-            other => rows!(other),
-        }
-    }
-}
-
-impl Finish {
-    #[inline(always)]
-    unsafe fn rows<S: Simd>(self, activation: Option<Activation>) {
-        for pixel in 0..self.pixels {
-            for c in (0..self.channels).step_by(S::LANES) {
-                // SAFETY: sums, residual and target have `channels` floats at every pixel.
-                unsafe {
-                    let mask = S::mask((self.channels - c).min(S::LANES));
-                    let mut v = S::load_masked(self.sums.first.add(pixel * self.sums.ld + c), mask);
-                    if let Some(r) = self.residual {
-                        v = S::add(v, S::load_masked(r.first.add(pixel * r.ld + c), mask));
-                    }
-                    let v = apply_activation::<S>(activation, v);
-                    S::store_masked(self.target.add(pixel * self.ld + c), v, mask);
-                }
-            }
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::activation::Activation;
 use crate::kernels::conv::testing::{SENTINEL, noise, position, to_map};
-use crate::kernels::conv::{ConvSpec, depthwise, grouped};
+use crate::kernels::conv::{ConvSpec, depthwise, depthwise_sums, grouped};
 use crate::kernels::naive::{self, ConvShape, Nchw};
 use crate::kernels::{Epilogue, Io, Map};
 use crate::shape::{Padding, Window};
@@ -226,6 +226,38 @@ fn large_maps_are_cut_into_tiles_of_rows_and_of_channels() {
         let tiles = depthwise(case.spec(0), &noise(c * 25, 1), None, Isa::detect()).tiles();
         assert!(tiles >= 8, "{tiles} tiles for {case:?}");
         check_all(&[case]);
+    }
+}
+
+#[test]
+fn row_sums_are_those_of_what_was_written_on_every_isa() {
+    let silu = Some(Activation::Silu);
+    for (size, c, kernel, stride, activation) in [
+        ([9, 10], 48, 3, 1, silu),
+        ([7, 7], 40, 5, 1, silu),
+        ([13, 9], 100, 3, 2, Some(Activation::Relu)),
+        ([5, 3], 5, 3, 1, None),
+        ([6, 20], 17, 7, 1, Some(Activation::HardSwish)),
+    ] {
+        let spec = Case { batch: 2, activation, ..Case::new(size, dw(c), kernel, stride) }.spec(0);
+        let (output, ld) = (spec.output, c + 3);
+        let (x, weight) = (noise(spec.input.extent(), 1), noise(c * kernel * kernel, 2));
+        for &isa in Isa::available() {
+            let kernel = depthwise_sums(spec, ld, &weight, None, isa);
+            let (mut y, mut sums) = (vec![0.0f32; output.extent()], vec![SENTINEL; output.n * output.h * ld]);
+            let mut io = Io::new(&[x.as_ptr()], y.as_mut_ptr());
+            io.also[0] = sums.as_mut_ptr();
+            for tile in (0..kernel.tiles()).rev() {
+                // SAFETY: dense maps of these extents, room for every row's sums, no residual and no scratch.
+                unsafe { kernel.run(tile, &io, &mut []) };
+            }
+            for (i, &sum) in sums.iter().enumerate() {
+                let (row, channel) = (i / ld, i % ld);
+                let value = |x: usize| y[(row * output.w + x) * c + channel];
+                let want = if channel < c { (0..output.w).map(value).sum() } else { SENTINEL };
+                assert!((sum - want).abs() < 1e-5, "{}: {size:?} {c}: [{row}, {channel}]", kernel.name());
+            }
+        }
     }
 }
 
