@@ -123,6 +123,93 @@ fn pools_norms_and_every_other_operation_equal_the_reference() {
 }
 
 #[test]
+fn averages_move_before_a_pointwise_convolution_only_where_that_changes_nothing() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", Conv2d::k3(20));
+        // Moves, with bias and norm; ceil mode cuts windows off.
+        let x = x.layer("wide", Conv2d::k1(40)).layer("norm", BatchNorm::new());
+        let x = x.layer("half", AvgPool::k(2).stride(2));
+        // Stay: padding dilutes the bias; the activation is not linear; the window leaves most pixels.
+        let x = x.layer("a", Conv2d::k1(24)).layer("padded", AvgPool::k(3).stride(2).padding(1));
+        let x = x.layer("b", Conv2d::k1(24)).relu().layer("clipped", AvgPool::k(2).stride(2));
+        x.layer("c", Conv2d::k1(16)).layer("blur", AvgPool::k(2).stride(1))
+    }
+    check("average pools", &layer_fn(net), &[[1, 3, 32, 32], [2, 3, 17, 23]]);
+    let model = Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap();
+    let text = model.plan([1, 3, 32, 32]).unwrap().explain();
+    assert_eq!(text.matches("average pool first").count(), 1, "{text}");
+    for kept in ["`a`: it pads", "`b`: more than a linear map", "`c`: it leaves most pixels"] {
+        assert!(text.contains(kept), "{kept} is not in {text}");
+    }
+}
+
+#[test]
+fn norms_before_a_pointwise_convolution_are_applied_while_it_reads() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", Conv2d::k3(160)).relu();
+        // DenseNet's layer: its input is read by the concatenation too.
+        let y = x.layer("norm1", BatchNorm::new()).relu().layer("conv1", Conv2d::k1(128).no_bias());
+        let y = y.layer("norm2", BatchNorm::new()).relu().layer("conv2", Conv2d::k3(32));
+        let x = concat([x, y]);
+        let y = x.layer("norm3", BatchNorm::new()).layer("conv3", Conv2d::k1(128)).relu();
+        // Stays: the shortcut reads the norm, too.
+        let z = y.layer("norm4", BatchNorm::new());
+        z.layer("conv4", Conv2d::k1(128)) + z
+    }
+    check("norms on load", &layer_fn(net), &[[1, 3, 16, 16], [2, 1, 7, 9]]);
+    let model = Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap();
+    let text = model.plan([1, 3, 16, 16]).unwrap().explain();
+    assert_eq!(text.matches("norm_strassen").count(), 2, "{text}");
+    assert!(text.contains("+ batch_norm first, relu, batch_norm, relu"), "{text}");
+    assert!(text.contains("norm is a pass of its own: something else reads"), "{text}");
+    let exact = PlanOptions::new().precision(convzoo::Precision::Exact);
+    let text = model.plan_with([1, 3, 16, 16], &exact).unwrap().explain();
+    assert!(!text.contains("strassen") && text.contains("asked to be exact"), "{text}");
+}
+
+#[test]
+fn large_batches_run_in_portions_up_to_where_weights_outweigh_maps() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", Conv2d::k3(24).stride(2)).relu();
+        // Read on both sides of the border, a slice of a concatenation among what is read.
+        let y = x.layer("a", ConvNormAct::new(Conv2d::k3(24)));
+        let y = concat([x + y, y]).layer("pool", MaxPool::k(3).stride(2)).feature("early");
+        let y = y.layer("b", Conv2d::k3(160).stride(2)).relu();
+        let z = y.layer("c", Conv2d::k3(192)).relu();
+        concat([z, y])
+            .layer("d", Conv2d::k1(40))
+            .layer("gap", GlobalAvgPool)
+            .layer("flat", Flatten)
+            .layer("fc", Linear::new(7))
+    }
+    let model = shaken(Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap(), 2);
+    for (batch, images) in [(6, 2), (5, 1)] {
+        let input = image([batch, 3, 144, 144], 3);
+        let plan =
+            |threads| model.plan_with([batch, 3, 144, 144], &PlanOptions::new().threads(threads).feature("early"));
+        let mut plans = [plan(1).unwrap(), plan(2).unwrap(), plan(7).unwrap()];
+        let text = plans[0].explain();
+        assert!(text.contains(&format!("run {} times, on {images} of the images", batch / images)), "{text}");
+        let wanted = model.reference::<f64>(&input).unwrap();
+        let mut found = Vec::new();
+        for plan in &mut plans {
+            plan.run(&input).unwrap();
+            let outputs = plan.run(&input).unwrap();
+            assert!(relative_error(outputs.logits().as_slice(), &wanted.data) < 2e-6, "{text}");
+            found.push(outputs.iter().map(|(_, tensor)| tensor.as_slice().to_vec()).collect::<Vec<_>>());
+        }
+        assert!(found.iter().all(|outputs| *outputs == found[0]));
+        // One image by itself agrees with its place in the batch.
+        let (first, feature) = (&input.as_slice()[..3 * 144 * 144], &found[0][1]);
+        let one = Tensor::from_fn(&[1, 3, 144, 144], |i| first[i]);
+        let mut single = model.plan_with([1, 3, 144, 144], &PlanOptions::new().feature("early")).unwrap();
+        let alone = single.run(&one).unwrap().get("early").unwrap().as_slice().to_vec();
+        let wide: Vec<f64> = alone.iter().map(|&v| v.into()).collect();
+        assert!(relative_error(&feature[..alone.len()], &wide) < 2e-6);
+    }
+}
+
+#[test]
 fn what_is_tapped_is_not_fused_away_and_keeps_its_value() {
     let block = (Conv2d::k3(8).no_bias(), BatchNorm::new(), Activation::Relu, Conv2d::k1(4));
     let model = shaken(Model::new(&block, &mut StdRng::seed_from_u64(1)).unwrap(), 2);

@@ -265,7 +265,7 @@ const ZOO: [(&str, [usize; 4]); 18] = [
     ("plain20", [2, 3, 16, 17]),
     ("densenet_bc_100_12", [2, 3, 16, 16]),
     ("deform_resnet50_v2_c3", [2, 3, 64, 64]),
-    ("googlenet_paper", [2, 3, 65, 70]),
+    ("googlenet_paper", [2, 3, 80, 86]),
 ];
 
 fn zoo(part: usize) {

@@ -1,5 +1,6 @@
 //! Where values live: concatenations as slices of one buffer, and all buffers in one arena by lifetime.
 
+use super::portions::Portions;
 use super::program::Program;
 use crate::graph::{NodeId, Op};
 use crate::kernels::Map;
@@ -25,6 +26,8 @@ pub(super) struct Layout {
     places: Vec<Option<Place>>,
     /// Offset of each buffer in the arena, in floats.
     offsets: Vec<usize>,
+    /// Which buffers hold the whole batch, not just a portion of it.
+    whole: Vec<bool>,
     /// Floats in the arena.
     pub(super) len: usize,
     /// Set if the input is packed with a border for the stem.
@@ -32,7 +35,10 @@ pub(super) struct Layout {
 }
 
 pub(super) struct Buffer {
+    /// Floats.
     pub(super) len: usize,
+    /// Whether it holds the whole batch, not just a portion of it.
+    pub(super) whole: bool,
     /// Steps (unit positions) from the first write to the last read, inclusive.
     pub(super) first: usize,
     pub(super) last: usize,
@@ -51,11 +57,19 @@ pub(super) fn pixel_stride(c: usize, pixels: usize) -> usize {
 impl Layout {
     /// Places every value of `program`. `border` is the stem's wish for a padded input. Concatenations whose inputs all
     /// write in place disappear; see [`Layout::copies`] for the others.
-    pub(super) fn new(program: &Program, border: Option<Border>) -> Self {
-        let (places, mut buffers) = places(program, border);
-        lifetimes(program, &places, &mut buffers);
+    /// Values that only the units of `portions` know have room for one portion.
+    pub(super) fn new(program: &Program, border: Option<Border>, portions: Portions) -> Self {
+        let (mut places, mut buffers) = places(program, border);
+        shorten(program, &mut places, &mut buffers, portions);
+        lifetimes(program, &places, &mut buffers, portions);
         let (offsets, len) = pack(&buffers);
-        Layout { places, offsets, len, border }
+        Layout { places, offsets, whole: buffers.iter().map(|b| b.whole).collect(), len, border }
+    }
+
+    /// Floats from one image of a value to the same place in the next portion's, `images` further.
+    pub(super) fn portion_stride(&self, value: NodeId, images: usize) -> usize {
+        let Place { buffer, map, .. } = self.place(value);
+        if self.whole[buffer] { images * map.h * map.w * map.ld } else { 0 }
     }
 
     /// Where a value lives.
@@ -69,11 +83,13 @@ impl Layout {
         self.offsets[place.buffer] + place.offset
     }
 
-    /// The inputs of a concatenation that could not be written in place, each with the place it must be copied to.
+    /// The inputs of a concatenation that could not be written in place, each with the channel of the output it must be
+    /// copied to, and the map there.
     pub(super) fn copies(&self, program: &Program, inputs: &[NodeId], output: NodeId) -> Vec<(NodeId, usize, Map)> {
-        let parts = parts(program, self.place(output), inputs);
+        let whole = self.place(output);
+        let parts = parts(program, whole, inputs);
         let copied = parts.into_iter().filter(|&(value, there)| self.place(value) != there);
-        copied.map(|(value, there)| (value, self.offsets[there.buffer] + there.offset, there.map)).collect()
+        copied.map(|(value, there)| (value, there.offset - whole.offset, there.map)).collect()
     }
 }
 
@@ -81,8 +97,8 @@ impl Layout {
 pub(super) fn parts(program: &Program, whole: Place, inputs: &[NodeId]) -> Vec<(NodeId, Place)> {
     let mut channel = 0;
     let part = |&value: &NodeId| {
-        let [n, c, h, w] = program.shape(value);
-        let map = Map::new([n, h, w, c], whole.map.ld);
+        let [_, c, h, w] = program.shape(value);
+        let map = Map::new([whole.map.n, h, w, c], whole.map.ld);
         channel += c;
         (value, Place { buffer: whole.buffer, offset: whole.offset + channel - c, map })
     };
@@ -117,17 +133,40 @@ pub(super) fn places(program: &Program, border: Option<Border>) -> (Vec<Option<P
 
 fn fresh([n, c, h, w]: [usize; 4], buffers: &mut Vec<Buffer>) -> Place {
     let map = Map::new([n, h, w, c], pixel_stride(c, n * h * w));
-    buffers.push(Buffer { len: map.extent(), first: usize::MAX, last: 0 });
+    buffers.push(Buffer { len: map.extent(), whole: true, first: usize::MAX, last: 0 });
     Place { buffer: buffers.len() - 1, offset: 0, map }
 }
 
 fn padded([n, c, ..]: [usize; 4], border: Border, buffers: &mut Vec<Buffer>) -> Place {
     let map = Map::dense([n, border.size[0], border.size[1], c]);
-    buffers.push(Buffer { len: map.extent(), first: usize::MAX, last: 0 });
+    buffers.push(Buffer { len: map.extent(), whole: true, first: usize::MAX, last: 0 });
     Place { buffer: buffers.len() - 1, offset: 0, map }
 }
 
-fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer]) {
+/// Gives buffers that only the units of `portions` use room for one portion.
+fn shorten(program: &Program, places: &mut [Option<Place>], buffers: &mut [Buffer], portions: Portions) {
+    if portions.units == 0 {
+        return;
+    }
+    buffers.iter_mut().for_each(|buffer| buffer.whole = false);
+    let later = program.units[portions.units..].iter();
+    let known = later.flat_map(|unit| unit.reads().chain(unit.writes())).chain(program.wanted.iter().copied());
+    for place in known.filter_map(|value| places[value.index()]) {
+        buffers[place.buffer].whole = true;
+    }
+    let short = |buffer: usize| !buffers[buffer].whole;
+    for place in places.iter_mut().flatten().filter(|place| short(place.buffer)) {
+        place.map.n = portions.images;
+    }
+    let mut lens = vec![0; buffers.len()];
+    for place in places.iter().flatten() {
+        let len = &mut lens[place.buffer];
+        *len = place.map.extent().saturating_add(place.offset).max(*len);
+    }
+    buffers.iter_mut().zip(lens).filter(|(buffer, _)| !buffer.whole).for_each(|(buffer, len)| buffer.len = len);
+}
+
+fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer], portions: Portions) {
     let mut touch = |value: NodeId, step: usize| {
         let Some(place) = places[value.index()] else { return };
         let buffer = &mut buffers[place.buffer];
@@ -139,6 +178,10 @@ fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer]
     }
     // What leaves the plan is copied out after the last unit.
     program.wanted.iter().for_each(|&value| touch(value, program.units.len()));
+    // What holds the whole batch is there while the units of every portion run.
+    for buffer in buffers.iter_mut().filter(|b| b.whole && b.first < portions.units) {
+        (buffer.first, buffer.last) = (0, buffer.last.max(portions.units - 1));
+    }
 }
 
 /// Largest first, each at the lowest offset that no buffer alive at the same time covers.
@@ -176,7 +219,8 @@ mod tests {
     #[test]
     fn buffers_alive_together_never_overlap_and_dead_ones_are_reused() {
         let lives = [(100, 0, 1), (50, 1, 2), (100, 2, 3), (7, 0, 3), (30, 3, 4)];
-        let buffers: Vec<Buffer> = lives.iter().map(|&(len, first, last)| Buffer { len, first, last }).collect();
+        let buffers: Vec<Buffer> =
+            lives.iter().map(|&(len, first, last)| Buffer { len, whole: true, first, last }).collect();
         let (offsets, len) = pack(&buffers);
         for i in 0..buffers.len() {
             for j in 0..i {

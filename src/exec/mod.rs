@@ -10,6 +10,7 @@ mod memory;
 mod mode;
 mod passes;
 mod plan;
+mod portions;
 mod prepare;
 mod program;
 pub mod reference;

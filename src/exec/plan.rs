@@ -2,9 +2,10 @@
 
 use super::memory::{Border, Layout};
 use super::passes;
-use super::prepare::{self, Means, Step};
+use super::portions::Portions;
+use super::prepare::{self, Means, Prepared, Step};
 use super::program::{Note, Program};
-use super::run::Runner;
+use super::run::{Runner, Sizes, Turns};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId, Op, Params, Role, Source};
 use crate::kernels::conv::Precision;
@@ -108,11 +109,13 @@ impl Plan {
         let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
         let shapes = graph.shapes_for(input, ids.iter().copied())?;
         let mut program = Program::lower(graph, shapes, ids)?;
-        passes::run(&mut program, source)?;
-        let layout = Layout::new(&program, stem_border(&program));
+        passes::run(&mut program, source, options.precision)?;
+        let portions = Portions::of(&program, source.defs());
+        let layout = Layout::new(&program, stem_border(&program), portions);
         let team = Team::new(threads);
         let means = Means { source, precision: options.precision, isa, team: &team };
-        let steps = prepare::steps(&mut program, &layout, means)?;
+        let Prepared { steps, repeated } = prepare::steps(&mut program, &layout, portions, means)?;
+        let turns = Turns { steps: steps.len(), repeated, portions: input[0] / portions.images.max(1) };
         let outputs = wanted.into_iter().zip(&program.wanted);
         let outputs = outputs.map(|((name, id), _)| {
             let vector = graph.node(id).drawn.size == crate::graph::Size::Vector;
@@ -121,7 +124,7 @@ impl Plan {
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
         let weight_bytes = steps.iter().map(|s| s.kernel.resident_bytes()).sum();
-        let runner = Runner::new(team, &steps, layout.len, 1 + outputs.len())?;
+        let runner = Runner::new(team, &steps, turns, Sizes { arena: layout.len, outside: 1 + outputs.len() })?;
         Ok(Plan { input, steps, outputs, runner, notes: program.notes, isa, weight_bytes })
     }
 
@@ -165,6 +168,11 @@ impl Plan {
             let kernel = step.kernel.name();
             let tiles = step.kernel.tiles();
             let _ = writeln!(text, "{i:4}  {:width$}  {shape:20}  {kernel} ({tiles} tiles){fused}", step.path);
+        }
+        let Turns { repeated, portions, .. } = self.runner.turns();
+        if repeated > 0 {
+            let (last, images) = (repeated - 1, n / portions);
+            let _ = writeln!(text, "note  steps 0 to {last} run {portions} times, on {images} of the images each");
         }
         for note in &self.notes {
             let _ = writeln!(text, "note  {:width$}  {}", note.path, note.text);

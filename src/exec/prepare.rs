@@ -2,7 +2,8 @@
 
 use super::memory::Layout;
 use super::passes::fold_affine;
-use super::program::{Form, Program, Unit};
+use super::portions::Portions;
+use super::program::{Before, Form, Program, Unit};
 use super::unpacked::{Buffers, Unpacked};
 use crate::error::{Error, Result};
 use crate::graph::{NodeId, Op, ParamId, Source};
@@ -25,6 +26,15 @@ pub(super) enum Slot {
     None,
     /// Floats from the start of the arena.
     Arena(usize),
+    /// A place in the arena that lies further on for every portion of the batch.
+    Portioned {
+        /// Floats from the start of the arena.
+        offset: usize,
+        /// Floats from portion to portion.
+        stride: usize,
+    },
+    /// The caller's images, so many floats further for every portion of the batch.
+    Images(usize),
     /// The memory outside the plan of this number, named anew for every run.
     Outside(usize),
 }
@@ -57,15 +67,27 @@ pub(super) struct Means<'a> {
     pub(super) team: &'a Team,
 }
 
+/// The steps of a plan in order.
+pub(super) struct Prepared {
+    pub(super) steps: Vec<Step>,
+    /// So many of them run once for every portion of the batch before the others run.
+    pub(super) repeated: usize,
+}
+
 /// Prepares every unit of `program`, then the copies of what leaves the plan. Weights are released once they are packed.
-pub(super) fn steps(program: &mut Program, layout: &Layout, means: Means<'_>) -> Result<Vec<Step>> {
+pub(super) fn steps(program: &mut Program, layout: &Layout, portions: Portions, means: Means<'_>) -> Result<Prepared> {
     let Means { source, precision, isa, team } = means;
     let mut asked = HashMap::new();
     program.units.iter().flat_map(weights).for_each(|id| *asked.entry(id).or_insert(0) += 1);
     let (steps, notes, buffers) = (Vec::new(), Vec::new(), Buffers::default());
-    let mut maker = Maker { program, layout, source, precision, isa, team, buffers, steps, notes };
-    for unit in &maker.program.units {
+    let portion = (portions.units > 0).then_some(portions.images);
+    let mut maker = Maker { program, layout, portion, source, precision, isa, team, buffers, steps, notes };
+    let mut repeated = 0;
+    for (i, unit) in maker.program.units.iter().enumerate() {
         maker.unit(unit)?;
+        if i + 1 == portions.units {
+            (repeated, maker.portion) = (maker.steps.len(), None);
+        }
         for id in weights(unit) {
             let left = asked.get_mut(&id).expect("every weight was counted");
             *left -= 1;
@@ -77,13 +99,13 @@ pub(super) fn steps(program: &mut Program, layout: &Layout, means: Means<'_>) ->
     for (i, &value) in maker.program.wanted.iter().enumerate() {
         let kernel = kernels::layout::to_nchw(layout.place(value).map, isa);
         let mut step = maker.step(Box::new(kernel), "output", value);
-        step.inputs[0] = Slot::Arena(layout.address(value));
+        step.inputs[0] = maker.slot(value, 0);
         step.output = Slot::Outside(1 + i);
         maker.steps.push(step);
     }
     let Maker { steps, notes, .. } = maker;
     notes.into_iter().for_each(|(path, text)| program.note(&path, text));
-    Ok(steps)
+    Ok(Prepared { steps, repeated })
 }
 
 /// The weight of a unit that has one.
@@ -128,6 +150,8 @@ fn weights(unit: &Unit) -> impl Iterator<Item = ParamId> + use<> {
 struct Maker<'a> {
     program: &'a Program,
     layout: &'a Layout,
+    /// Images of a portion, while the units that run on one are prepared.
+    portion: Option<usize>,
     source: &'a mut dyn Source,
     precision: Precision,
     isa: Isa,
@@ -138,8 +162,19 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// What the kernels of the unit in preparation see of a value.
     fn map(&self, value: NodeId) -> Map {
-        self.layout.place(value).map
+        let map = self.layout.place(value).map;
+        Map { n: self.portion.unwrap_or(map.n), ..map }
+    }
+
+    /// Where they find it, from a channel on.
+    fn slot(&self, value: NodeId, channel: usize) -> Slot {
+        let offset = self.layout.address(value) + channel;
+        match self.portion {
+            None => Slot::Arena(offset),
+            Some(images) => Slot::Portioned { offset, stride: self.layout.portion_stride(value, images) },
+        }
     }
 
     /// A step that writes `value`; its inputs are still to be set.
@@ -148,7 +183,7 @@ impl Maker<'_> {
             tiles: kernel.tiles(),
             kernel,
             inputs: [Slot::None; MAX_INPUTS],
-            output: Slot::Arena(self.layout.address(value)),
+            output: self.slot(value, 0),
             also: [Slot::None; 2],
             path: path.to_owned(),
             shape: self.program.shape(value),
@@ -162,16 +197,16 @@ impl Maker<'_> {
     fn push(&mut self, unit: &Unit, kernel: Box<dyn Kernel>, residual: usize) {
         let mut step = self.step(kernel, &unit.path, unit.output);
         for (slot, &value) in step.inputs.iter_mut().zip(&unit.inputs) {
-            *slot = Slot::Arena(self.layout.address(value));
+            *slot = self.slot(value, 0);
         }
         if let Some(value) = unit.residual {
-            step.inputs[residual] = Slot::Arena(self.layout.address(value));
+            step.inputs[residual] = self.slot(value, 0);
         }
         if let Some(value) = unit.gate {
-            step.inputs[residual + 1] = Slot::Arena(self.layout.address(value));
+            step.inputs[residual + 1] = self.slot(value, 0);
         }
         if let Some(value) = unit.sums {
-            step.also[0] = Slot::Arena(self.layout.address(value));
+            step.also[0] = self.slot(value, 0);
         }
         step.fused.clone_from(&unit.fused);
         step.macs = self.macs(unit);
@@ -207,8 +242,7 @@ impl Maker<'_> {
             }
             Op::BatchNorm { .. } => {
                 let affine = fold_affine(&unit.op, self.source)?.expect("the operation is a batch norm");
-                let [scale, shift] =
-                    [affine.scale, affine.shift].map(|v| v.iter().map(|&v| v as f32).collect::<Vec<_>>());
+                let [scale, shift] = [affine.scale, affine.shift].map(rounded);
                 Box::new(kernels::norm::scale_shift(x, y, &scale, &shift, unit.activation, isa))
             }
             Op::LocalResponseNorm { size, alpha, beta, k } => {
@@ -236,8 +270,8 @@ impl Maker<'_> {
             Op::ChannelSlice { start, len } => {
                 let part = Map::new([x.n, x.h, x.w, *len], x.ld);
                 self.push(unit, Box::new(kernels::elementwise::copy(part, y, isa)), 0);
-                let last = self.steps.last_mut().expect("a step was just added");
-                last.inputs[0] = Slot::Arena(self.layout.address(input) + start);
+                let slot = self.slot(input, *start);
+                self.steps.last_mut().expect("a step was just added").inputs[0] = slot;
                 return Ok(());
             }
             Op::Flatten => Box::new(kernels::layout::flatten(x, y, isa)),
@@ -251,11 +285,11 @@ impl Maker<'_> {
 
     /// Packs the caller's NCHW image into channels-last memory, with the stem's border if it asked for one.
     fn image(&mut self, unit: &Unit) -> Result<()> {
-        let [n, c, h, w] = self.program.shape(unit.output);
+        let ([_, c, h, w], n) = (self.program.shape(unit.output), self.map(unit.output).n);
         let before = self.layout.border.map_or([0; 2], |border| border.before);
         let kernel = kernels::layout::from_nchw([n, c, h, w], self.map(unit.output), before, self.isa);
         let mut step = self.step(Box::new(kernel), "input", unit.output);
-        step.inputs[0] = Slot::Outside(IMAGE);
+        step.inputs[0] = Slot::Images(n * c * h * w);
         self.steps.push(step);
         Ok(())
     }
@@ -272,8 +306,9 @@ impl Maker<'_> {
         let sums = unit.sums.map(|value| self.map(value).ld);
         let gate = unit.gate.map(|value| self.map(value).ld);
         let bias = bias.as_deref();
-        let kernel = match (padded, sums, gate) {
-            (true, ..) => conv::rows(spec, &weight, bias, self.isa),
+        let kernel = match (&unit.before, sums, gate) {
+            (Some(before), ..) => conv::strassen(spec, Some(prologue(before)), &weight, bias, self.isa),
+            _ if padded => conv::rows(spec, &weight, bias, self.isa),
             (_, Some(ld), _) => conv::depthwise_sums(spec, ld, &weight, bias, self.isa),
             (_, _, Some(ld)) => conv::gated(spec, ld, &weight, bias, self.isa),
             _ => conv::choose(spec, &weight, bias, self.precision, self.isa),
@@ -290,7 +325,7 @@ impl Maker<'_> {
         else {
             unreachable!("both are convolutions")
         };
-        let [n, c, h, w] = self.program.shape(first.output);
+        let ([_, c, h, w], n) = (self.program.shape(first.output), self.map(unit.output).n);
         let depthwise = ConvSpec {
             input: Map::dense([n, h, w, c]),
             output: self.map(unit.output),
@@ -389,15 +424,26 @@ impl Maker<'_> {
 
     /// Copies the inputs that could not be written in place; usually none.
     fn concat(&mut self, unit: &Unit) -> Result<()> {
-        for (value, address, map) in self.layout.copies(self.program, &unit.inputs, unit.output) {
+        for (value, channel, map) in self.layout.copies(self.program, &unit.inputs, unit.output) {
+            let map = Map { n: self.portion.unwrap_or(map.n), ..map };
             let kernel = kernels::elementwise::copy(self.map(value), map, self.isa);
             let mut step = self.step(Box::new(kernel), &unit.path, unit.output);
-            step.inputs[0] = Slot::Arena(self.layout.address(value));
-            step.output = Slot::Arena(address);
+            step.inputs[0] = self.slot(value, 0);
+            step.output = self.slot(unit.output, channel);
             self.steps.push(step);
             self.notes
                 .push((unit.path.clone(), format!("concat copies {} channels: they already live elsewhere", map.c)));
         }
         Ok(())
     }
+}
+
+fn rounded(values: Vec<f64>) -> Vec<f32> {
+    values.into_iter().map(|v| v as f32).collect()
+}
+
+/// What a kernel applies while it reads.
+fn prologue(Before { affine, activation }: &Before) -> conv::Prologue {
+    let [scale, shift] = [&affine.scale, &affine.shift].map(|v| rounded(v.clone()));
+    conv::Prologue { scale, shift, activation: *activation }
 }

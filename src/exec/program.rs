@@ -12,12 +12,21 @@ pub(super) struct Affine {
     pub(super) shift: Vec<f64>,
 }
 
-/// An operation together with what has been fused into it: `activation(affine(op(inputs)) + residual)`.
+/// A norm and an activation that an operation applies to its first input while reading it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Before {
+    pub(super) affine: Affine,
+    pub(super) activation: Option<Activation>,
+}
+
+/// An operation together with what has been fused into it: `activation(affine(op(before(inputs))) + residual)`.
 #[derive(Debug, Clone)]
 pub(super) struct Unit {
     pub(super) op: Op,
     /// What the operation reads.
     pub(super) inputs: Vec<NodeId>,
+    /// Applied first.
+    pub(super) before: Option<Before>,
     /// Added before the activation.
     pub(super) residual: Option<NodeId>,
     /// One factor per image and channel for the first input.
@@ -97,6 +106,7 @@ impl Program {
         let units = units.map(|(i, (node, _))| Unit {
             op: node.op.clone(),
             inputs: node.inputs.clone(),
+            before: None,
             residual: None,
             gate: None,
             sums: None,

@@ -10,6 +10,14 @@ use crate::tensor::{AlignedBuf, Tensor};
 use std::ops::Range;
 use std::time::Instant;
 
+/// What a runner makes room for.
+pub(super) struct Sizes {
+    /// Floats of the arena.
+    pub(super) arena: usize,
+    /// Pieces of memory outside the plan.
+    pub(super) outside: usize,
+}
+
 /// What a plan needs while running, allocated once.
 pub(super) struct Runner {
     pub(super) team: Team,
@@ -17,9 +25,38 @@ pub(super) struct Runner {
     /// One scratch area of `scratch_len` floats per worker.
     scratch: AlignedBuf,
     scratch_len: usize,
+    turns: Turns,
     progress: Vec<Progress>,
     /// What [`Slot::Outside`] stands for in the current run.
     pub(super) outside: Vec<Pointer>,
+}
+
+/// How often steps are run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turns {
+    /// Steps.
+    pub(super) steps: usize,
+    /// So many of them run once for every portion of the batch, all of them for one portion after the other.
+    pub(super) repeated: usize,
+    /// Portions of the batch.
+    pub(super) portions: usize,
+}
+
+impl Turns {
+    /// Every step once.
+    pub(super) fn once(steps: usize) -> Self {
+        Turns { steps, repeated: 0, portions: 1 }
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.repeated * self.portions + self.steps - self.repeated
+    }
+
+    /// The step that comes at `turn`, and the portion it works on.
+    pub(super) fn at(self, turn: usize) -> (usize, usize) {
+        let repeats = self.repeated * self.portions;
+        if turn < repeats { (turn % self.repeated, turn / self.repeated) } else { (turn - repeats + self.repeated, 0) }
+    }
 }
 
 /// Memory outside the plan, valid during one run.
@@ -51,7 +88,8 @@ unsafe impl Send for Pointer {}
 unsafe impl Sync for Pointer {}
 
 impl Runner {
-    pub(super) fn new(team: Team, steps: &[Step], arena: usize, outside: usize) -> Result<Self> {
+    pub(super) fn new(team: Team, steps: &[Step], turns: Turns, sizes: Sizes) -> Result<Self> {
+        let Sizes { arena, outside } = sizes;
         let longest = steps.iter().map(|s| s.kernel.scratch()).max().unwrap_or(0);
         let scratch_len = longest.next_multiple_of(16);
         let buffer = |len: usize| {
@@ -62,7 +100,8 @@ impl Runner {
             arena: buffer(arena)?,
             scratch: buffer(scratch_len * team.threads())?,
             scratch_len,
-            progress: steps.iter().map(|_| Progress::default()).collect(),
+            turns,
+            progress: (0..turns.len()).map(|_| Progress::default()).collect(),
             outside: vec![Pointer::NONE; outside],
             team,
         })
@@ -82,7 +121,12 @@ impl Runner {
         &self.arena
     }
 
-    /// Runs the steps `range` of those the runner was made for.
+    /// Turns of the steps.
+    pub(super) fn turns(&self) -> Turns {
+        self.turns
+    }
+
+    /// Runs the turns `range` of the steps the runner was made for.
     ///
     /// # Safety
     /// Every address of the steps lies in the arena with the extent its kernel was prepared for, apart from what is alive
@@ -90,7 +134,10 @@ impl Runner {
     /// this returns, and none of it overlaps what is written.
     pub(super) unsafe fn run(&mut self, steps: &[Step], range: Range<usize>) {
         let run = Run {
-            steps: &steps[range.clone()],
+            steps,
+            turns: self.turns,
+            first: range.start,
+            count: range.len(),
             arena: self.arena.as_mut_ptr(),
             scratch: self.scratch.as_mut_ptr(),
             scratch_len: self.scratch_len,
@@ -104,6 +151,10 @@ impl Runner {
 /// One run in progress.
 struct Run<'a> {
     steps: &'a [Step],
+    turns: Turns,
+    /// The turns that are run: the first of them, and how many.
+    first: usize,
+    count: usize,
     arena: *mut f32,
     scratch: *mut f32,
     scratch_len: usize,
@@ -114,30 +165,37 @@ struct Run<'a> {
 unsafe impl Sync for Run<'_> {}
 
 impl Run<'_> {
-    fn address(&self, slot: Slot) -> *mut f32 {
+    fn address(&self, slot: Slot, portion: usize) -> *mut f32 {
         match slot {
             Slot::None => std::ptr::null_mut(),
             // SAFETY: the layout keeps every address inside the arena.
             Slot::Arena(offset) => unsafe { self.arena.add(offset) },
+            // SAFETY: the same, for every portion.
+            Slot::Portioned { offset, stride } => unsafe { self.arena.add(offset + portion * stride) },
             Slot::Outside(i) => self.outside[i].0,
+            // SAFETY: the images have as many portions as the plan.
+            Slot::Images(stride) => unsafe { self.outside[IMAGE].0.add(portion * stride) },
         }
     }
 }
 
 impl Steps for Run<'_> {
     fn steps(&self) -> usize {
-        self.steps.len()
+        self.count
     }
 
-    fn tiles(&self, step: usize) -> usize {
-        self.steps[step].tiles
+    fn tiles(&self, turn: usize) -> usize {
+        self.steps[self.turns.at(self.first + turn).0].tiles
     }
 
-    unsafe fn compute(&self, step: usize, tile: usize, worker: usize) {
+    unsafe fn compute(&self, turn: usize, tile: usize, worker: usize) {
+        let (step, portion) = self.turns.at(self.first + turn);
         let step = &self.steps[step];
         let mut inputs = [std::ptr::null(); MAX_INPUTS];
-        inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot).cast_const());
-        let io = Io { inputs, output: self.address(step.output), also: step.also.map(|slot| self.address(slot)) };
+        inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot, portion).cast_const());
+        let [output, also] =
+            [[step.output, Slot::None], step.also].map(|slots| slots.map(|s| self.address(s, portion)));
+        let io = Io { inputs, output: output[0], also };
         // SAFETY: worker numbers are distinct, so the scratch areas are; the layout keeps maps that are alive at the
         // same time apart and inside the arena; the image was checked to have the planned shape; nothing writes to it.
         unsafe {
@@ -153,31 +211,31 @@ impl Plan {
     /// The outputs borrow the plan's own memory: copy what must outlive the next run. NaN in the image is passed on
     /// as arithmetic does.
     pub fn run(&mut self, image: &Tensor) -> Result<Outputs<'_>> {
-        self.run_steps(image, 0..self.steps.len())?;
+        self.run_turns(image, 0..self.runner.turns().len())?;
         Ok(Outputs { values: &self.outputs })
     }
 
     /// Runs the network step by step, timing each: where the time goes. Slower than [`Plan::run`] by a wake-up of the
     /// workers per step.
     pub fn profile(&mut self, image: &Tensor) -> Result<Vec<StepTime>> {
-        let mut times = Vec::with_capacity(self.steps.len());
-        for i in 0..self.steps.len() {
+        let turns = self.runner.turns();
+        let mut seconds = vec![0.0; self.steps.len()];
+        for turn in 0..turns.len() {
             let started = Instant::now();
-            self.run_steps(image, i..i + 1)?;
-            let seconds = started.elapsed().as_secs_f64();
-            let step = &self.steps[i];
-            times.push(StepTime {
-                path: step.path.clone(),
-                shape: step.shape,
-                kernel: step.kernel.name(),
-                seconds,
-                macs: step.macs,
-            });
+            self.run_turns(image, turn..turn + 1)?;
+            seconds[turns.at(turn).0] += started.elapsed().as_secs_f64();
         }
-        Ok(times)
+        let times = self.steps.iter().zip(seconds).map(|(step, seconds)| StepTime {
+            path: step.path.clone(),
+            shape: step.shape,
+            kernel: step.kernel.name(),
+            seconds,
+            macs: step.macs,
+        });
+        Ok(times.collect())
     }
 
-    fn run_steps(&mut self, image: &Tensor, range: Range<usize>) -> Result<()> {
+    fn run_turns(&mut self, image: &Tensor, range: Range<usize>) -> Result<()> {
         if image.shape() != self.input {
             return Err(Error::mismatch("input", "shape", format!("{:?}", self.input), format!("{:?}", image.shape())));
         }

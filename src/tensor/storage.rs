@@ -59,6 +59,7 @@ impl AlignedBuf {
         }
         // SAFETY: the layout is not empty.
         let block = NonNull::new(unsafe { alloc_zeroed(layout(len)?) })?;
+        huge_pages(block, len * size_of::<f32>());
         // SAFETY: the block is aligned to `NATURAL`, so at most `ALIGN − NATURAL` bytes are skipped, which the layout has.
         let data = unsafe { block.add(block.align_offset(ALIGN)) }.cast();
         Some(AlignedBuf { data, len, block: Block::Heap(block) })
@@ -91,6 +92,27 @@ fn mapped(len: usize) -> Option<AlignedBuf> {
     let data = NonNull::from(&mut map[skipped..][..bytes]).cast();
     Some(AlignedBuf { data, len, block: Block::Mapped(map) })
 }
+
+/// Asks for pages of 2 MB where a fresh block is larger than a few of them: reading it from end to end is half as fast
+/// again when addresses are looked up once in 2 MB instead of once in 4 KB. A hint; nothing depends on it.
+#[cfg(all(target_os = "linux", target_pointer_width = "64", not(miri)))]
+fn huge_pages(block: NonNull<u8>, bytes: usize) {
+    use std::ffi::{c_int, c_void};
+    const PAGE: usize = 2 << 20;
+    const MADV_HUGEPAGE: c_int = 14;
+    unsafe extern "C" {
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+    let skipped = block.as_ptr().align_offset(PAGE);
+    let pages = bytes.saturating_sub(skipped) / PAGE;
+    if pages > 0 {
+        // SAFETY: whole pages inside the block, which is ours; how they are backed changes nothing of what they hold.
+        unsafe { madvise(block.as_ptr().add(skipped).cast(), pages * PAGE, MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64", not(miri))))]
+fn huge_pages(_: NonNull<u8>, _: usize) {}
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {

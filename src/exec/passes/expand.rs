@@ -21,7 +21,7 @@ pub(super) fn run(program: &mut Program) {
             format!("`{}` is read {} times", first.path, uses[source.index()])
         } else if window.dilation != [1, 1] || unit.residual.is_some() {
             "dilated windows and residuals are left to the kernel of its own".to_owned()
-        } else if first.residual.is_some() || first.gate.is_some() {
+        } else if first.residual.is_some() || first.gate.is_some() || first.before.is_some() {
             format!("`{}` does more than expand", first.path)
         } else {
             let first = first.clone();

@@ -8,6 +8,8 @@ mod fold_norm;
 mod fuse_activation;
 mod fuse_residual;
 mod identities;
+mod norm_on_load;
+mod pool_first;
 mod squeeze;
 
 pub(super) use fold_norm::fold_affine;
@@ -15,13 +17,16 @@ pub(super) use fold_norm::fold_affine;
 use super::program::Program;
 use crate::error::Result;
 use crate::graph::Source;
+use crate::kernels::conv::Precision;
 
 /// Runs every pass.
-pub(super) fn run(program: &mut Program, source: &dyn Source) -> Result<()> {
+pub(super) fn run(program: &mut Program, source: &dyn Source, precision: Precision) -> Result<()> {
     identities::run(program);
     fold_norm::run(program, source)?;
     fuse_residual::run(program);
     fuse_activation::run(program);
+    pool_first::run(program);
+    norm_on_load::run(program, source, precision)?;
     squeeze::run(program);
     expand::run(program);
     Ok(())

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::mode::{RunningStatistics, TrainOptions};
 use crate::exec::prepare::Step;
 use crate::exec::program::Program;
-use crate::exec::run::Runner;
+use crate::exec::run::{Runner, Sizes, Turns};
 use crate::exec::{Gradients, Outputs};
 use crate::graph::{Graph, NodeId, ParamDef, Params, Role, Size};
 use crate::par::{Team, default_threads};
@@ -105,7 +105,12 @@ impl TrainPlan {
         let gradients = if options.input_gradient { gradients.with_input(input) } else { gradients };
         Ok(TrainPlan {
             input,
-            runner: Runner::new(Team::new(threads), &steps, len, outside.len)?,
+            runner: Runner::new(
+                Team::new(threads),
+                &steps,
+                Turns::once(steps.len()),
+                Sizes { arena: len, outside: outside.len },
+            )?,
             steps,
             forward_steps,
             outputs,

@@ -105,7 +105,7 @@ impl Sketch {
 
     /// Gives every buffer its address: the steps, the address of each buffer, and the floats of the arena.
     pub(super) fn arrange(self) -> (Vec<Step>, Vec<usize>, usize) {
-        let unused = |&len: &usize| Buffer { len, first: usize::MAX, last: 0 };
+        let unused = |&len: &usize| Buffer { len, whole: true, first: usize::MAX, last: 0 };
         let mut buffers: Vec<Buffer> = self.buffers.iter().map(unused).collect();
         for (i, (draft, ..)) in self.steps.iter().enumerate() {
             for at in draft.inputs.iter().chain([&draft.output]).chain(&draft.also) {

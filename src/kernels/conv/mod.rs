@@ -13,6 +13,7 @@ mod grouped;
 mod im2col;
 mod indirect;
 mod slide;
+mod strassen;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use gated::gated;
 pub use grouped::grouped;
 pub use im2col::im2col;
 pub use indirect::{indirect, pointwise, rows};
+pub use strassen::{Input, Prologue, strassen};
 pub use weights::{Direction, Learned};
 
 /// The geometry of a convolution.
@@ -99,7 +101,8 @@ impl ConvSpec {
 /// How far from the sum by definition a convolution may go for speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// 3×3 windows may be computed by [`winograd`], whose rounding errors are about twice those of the plain sum.
+    /// 3×3 and 5×5 windows may be computed by [`winograd`] and 1×1 by [`strassen`], whose rounding errors are about twice
+    /// those of the plain sum.
     #[default]
     Fast,
     /// Plain sums only.
@@ -114,6 +117,9 @@ pub fn choose(
     precision: Precision,
     isa: Isa,
 ) -> Box<dyn Kernel> {
+    if precision == Precision::Fast && strassen::profitable(&spec, Input::Ready) {
+        return strassen(spec, None, weight, bias, isa);
+    }
     spec.check(weight, bias);
     held(form(spec, precision, isa), weight, bias)
 }
@@ -157,6 +163,12 @@ fn form(spec: ConvSpec, precision: Precision, isa: Isa) -> Box<dyn Form> {
     // Short runs of channels keep the microkernel busy with pointers: gather them first.
     let short = spec.group_inputs() < 8 && spec.window.taps() > 1;
     if short { Box::new(im2col::Im2col::new(spec, isa)) } else { Box::new(indirect::Indirect::any(spec, isa)) }
+}
+
+/// Whether [`strassen`] should apply the norm before this convolution while it reads its input; by shape and precision
+/// alone.
+pub fn takes_prologue(spec: &ConvSpec, precision: Precision) -> bool {
+    precision == Precision::Fast && strassen::profitable(spec, Input::Raw)
 }
 
 /// A fully connected layer: `y[n, o] = activation(b[o] + Σ w[o, i] · x[n, i])`, the weights as `[out, in]`.

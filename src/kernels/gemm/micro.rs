@@ -96,8 +96,8 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
     }
 }
 
-/// Fetches what the next tile will read, spread over the steps of k: its activations, and its residual, which is one
-/// column of registers for every sixteen of k.
+/// Fetches what the next tile will touch, spread over the steps of k: its activations, and for every sixteen of k one
+/// column of registers of its residual and of the output, where a store that misses the cache holds up those behind it.
 #[inline(always)]
 unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: usize, k: usize) {
     // SAFETY: as in `Kernel::run`; prefetching is harmless at any address.
@@ -107,9 +107,15 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
                 S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
             }
         }
-        if !t.residual.is_null() && tap == 0 && k < 16 * NRV {
-            for m in 0..MR {
-                S::prefetch(t.residual.wrapping_add((MR + m) * t.ld_residual + k / 16 * S::LANES));
+        let column = tap * t.k.div_ceil(16) + k / 16;
+        if column < NRV {
+            for m in MR..2 * MR {
+                S::prefetch(t.c.wrapping_add(m * t.ldc + column * S::LANES).cast_const());
+            }
+            if !t.residual.is_null() {
+                for m in MR..2 * MR {
+                    S::prefetch(t.residual.wrapping_add(m * t.ld_residual + column * S::LANES));
+                }
             }
         }
     }
@@ -128,7 +134,10 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
         let mut w = [S::zero(); NRV];
         for v in 0..NRV {
             w[v] = S::load(b.add(v * S::LANES));
-            S::prefetch(b.add(v * S::LANES).wrapping_add(if MR == 1 { PREFETCH_ALONE } else { PREFETCH }));
+            // One or two rows read each weight from memory once, in order: hints only slow that down.
+            if MR > 2 {
+                S::prefetch(b.add(v * S::LANES).wrapping_add(PREFETCH));
+            }
         }
         for m in 0..MR {
             let x = S::splat(*a[m].add(k));
@@ -141,9 +150,6 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
 
 /// Floats ahead of the weights in use that are fetched into the first cache.
 const PREFETCH: usize = 512;
-
-/// The same for a single row, which waits for nothing but its weights: those come from memory.
-const PREFETCH_ALONE: usize = 2048;
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;

@@ -193,7 +193,8 @@ impl Gemm {
     /// - they do not overlap what `rows` points to.
     pub unsafe fn run(&self, packed: *const f32, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
         let lanes = self.isa.lanes();
-        let streamed = self.packed_bytes() > STREAMED_BYTES;
+        // With a row or two all of it streams, and the hardware's own prefetching is best left alone.
+        let streamed = m > 2 && self.packed_bytes() > STREAMED_BYTES;
         let bias_at = self.bias_at();
         for (nth, panel) in self.panels[panels].iter().enumerate() {
             let width = panel.vectors * lanes;
@@ -325,12 +326,12 @@ unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth
 }
 
 /// Whether the microkernel itself can apply it.
-const fn is_clamp(activation: Activation) -> bool {
+pub(super) const fn is_clamp(activation: Activation) -> bool {
     matches!(activation, Activation::Relu | Activation::Relu6)
 }
 
 /// The range an activation clamps to.
-const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
+pub(super) const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
     match activation {
         Some(Activation::Relu) => [0.0, f32::INFINITY],
         Some(Activation::Relu6) => [0.0, 6.0],

@@ -131,7 +131,7 @@ fn input_gradients_agree_with_the_oracle_and_add_to_what_is_there() {
     for form in ["pointwise", "winograd", "indirect", "im2col", "depthwise", "grouped", "input"] {
         assert!(names.contains(form), "{form} in {names:?}");
     }
-    assert!(winograd::applicable(&spec(CASES[2])));
+    assert!(winograd::Form::F4.applies(&spec(CASES[2])));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! 3×3 convolution with a quarter of the multiplications (Lavin and Gray, *Fast Algorithms for Convolutional Neural
+//! 3×3 and 5×5 convolution with a fraction of the multiplications (Lavin and Gray, *Fast Algorithms for Convolutional Neural
 //! Networks*, 2016).
 //!
 //! The output is cut into squares of `m × m` pixels, each computed from `(m + 2) × (m + 2)` inputs:
@@ -7,7 +7,8 @@
 //! Y = Aᵀ [ Σ over channels of (G·g·Gᵀ) ⊙ (Bᵀ·d·B) ] A
 //! ```
 //!
-//! so that 9·m² multiplications per square, input and output channel become (m + 2)². The sum over channels is a matrix
+//! so that 9·m² multiplications per square, input and output channel become (m + 2)². With stride 2 the even and the odd
+//! rows and columns are convolutions of their own with two taps and with one, and meet in the sum. The sum over channels is a matrix
 //! product for each of the (m + 2)² positions. Transforming a whole map, then multiplying, then transforming back would
 //! move five times the map through memory; instead a block of squares goes through all three stages in the cache:
 //!
@@ -20,7 +21,7 @@
 //!
 //! Transforms add, subtract and scale, and errors grow with the entries of the matrices. `m` = 2 errs less than the
 //! direct sum does (its sums are shorter), `m` = 4 with the points 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root
-//! mean square of the output at 512 channels. Weights are transformed in f64 and rounded once. Sums run over the
+//! mean square of the output at 512 channels. 5×5 windows have two outputs at the same points and lie between. Weights are transformed in f64 and rounded once. Sums run over the
 //! channels in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
@@ -29,7 +30,7 @@
 mod tests;
 mod transform;
 
-use self::transform::{After, Before, F2, F4, Points, Spread};
+use self::transform::{After, Before, F2, F2Five, F2Strided, F4, Points, Spread};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};
@@ -48,23 +49,42 @@ pub enum Form {
     F2,
     /// F(4×4, 3×3): 4×4 outputs by 36 multiplications instead of 144; weights grow fourfold.
     F4,
+    /// F(2×2, 5×5): 2×2 outputs by 36 multiplications instead of 100; weights grow by 36/25.
+    F2Five,
+    /// F(2×2, 3×3) at stride 2: 2×2 outputs by 25 multiplications instead of 36; weights grow by 25/9.
+    F2Strided,
 }
 
 impl Form {
+    const ALL: [Form; 4] = [Form::F2, Form::F4, Form::F2Five, Form::F2Strided];
+
+    /// Sides of a square of inputs and of outputs, taps and stride.
+    const fn geometry(self) -> [usize; 4] {
+        const fn of<P: Points>() -> [usize; 4] {
+            [P::IN, P::OUT, P::TAPS, P::STRIDE]
+        }
+        match self {
+            Form::F2 => of::<F2>(),
+            Form::F4 => of::<F4>(),
+            Form::F2Five => of::<F2Five>(),
+            Form::F2Strided => of::<F2Strided>(),
+        }
+    }
+
     /// Outputs along a side of a square.
     pub const fn outputs(self) -> usize {
-        match self {
-            Form::F2 => F2::OUT,
-            Form::F4 => F4::OUT,
-        }
+        self.geometry()[1]
     }
 
     /// Matrix products: the positions of a square of inputs.
     pub const fn products(self) -> usize {
-        match self {
-            Form::F2 => F2::IN * F2::IN,
-            Form::F4 => F4::IN * F4::IN,
-        }
+        self.geometry()[0] * self.geometry()[0]
+    }
+
+    /// Whether [`winograd`] can compute this convolution in this form: its window, one group, no dilation.
+    pub fn applies(self, spec: &ConvSpec) -> bool {
+        let (window, [_, _, taps, stride]) = (spec.window, self.geometry());
+        spec.groups == 1 && (window.kernel, window.stride, window.dilation) == ([taps; 2], [stride; 2], [1; 2])
     }
 
     /// Cycles to transform one register of channels of one square, before and after.
@@ -72,6 +92,8 @@ impl Form {
         match self {
             Form::F2 => [35, 30],
             Form::F4 => [110, 90],
+            Form::F2Five => [110, 50],
+            Form::F2Strided => [50, 40],
         }
     }
 
@@ -81,26 +103,23 @@ impl Form {
     }
 }
 
-/// Whether [`winograd`] can compute this convolution: 3×3, one group, no stride and no dilation.
-pub fn applicable(spec: &ConvSpec) -> bool {
-    let window = spec.window;
-    spec.groups == 1 && (window.kernel, window.stride, window.dilation) == ([3; 2], [1; 2], [1; 2])
-}
-
 /// Fewer channels than this leave registers empty, and the transforms cost more than they save.
 const LEAST_CHANNELS: usize = 16;
 
 /// Weights larger than this come from memory in every run,
 const LARGE_WEIGHTS: usize = 8 << 20;
 /// and must promise more than others, because they also displace those of other layers.
-const LEAST_GAIN: [f64; 2] = [1.2, 1.5];
+const LEAST_GAIN: [f64; 2] = [1.2, 1.3];
+
+/// F(4×4) must also be faster than F(2×2), whose weights are less than half, by this much.
+const LARGER_GAIN: f64 = 1.2;
 
 /// The form that computes this convolution fastest, unless the direct sum does; by shape alone.
 ///
 /// The estimate is that of a core with two 16-lane multipliers to which memory brings 7 bytes of weights a cycle: for
 /// small maps at batch 1 these decide, and the form with the smaller weights, or none, is best.
 pub fn profitable(spec: &ConvSpec) -> Option<Form> {
-    if !applicable(spec) || spec.input.c.min(spec.output.c) < LEAST_CHANNELS || spec.output.pixels() == 0 {
+    if spec.input.c.min(spec.output.c) < LEAST_CHANNELS || spec.output.pixels() == 0 {
         return None;
     }
     let (inputs, outputs) = (spec.input.c, spec.output.c);
@@ -111,20 +130,22 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
         let fetch = bytes as f64 / 7.0;
         compute.max(fetch) + 0.3 * compute.min(fetch)
     };
-    let direct = together(product(9 * spec.output.pixels()), bytes(9));
+    let taps = spec.window.taps();
+    let direct = together(product(taps * spec.output.pixels()), bytes(taps));
     let cost = |form: Form| {
         let squares = spec.output.n * form.across(spec).iter().product::<usize>();
         let [before, after] = form.transforms();
         let transforms = squares * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
         together(product(form.products() * squares) + transforms as f64, bytes(form.products()))
     };
-    let [two, four] = [Form::F2, Form::F4].map(cost);
-    let (best, form) = if two < four { (two, Form::F2) } else { (four, Form::F4) };
-    let large = bytes(form.products()) > LARGE_WEIGHTS;
-    (LEAST_GAIN[usize::from(large)] * best < direct).then_some(form)
+    let large = |form: Form| bytes(form.products()) > LARGE_WEIGHTS;
+    let more = |form: Form| if form == Form::F4 && large(form) { LARGER_GAIN * cost(form) } else { cost(form) };
+    let able = Form::ALL.into_iter().filter(|form| form.applies(spec));
+    let form = able.min_by(|&a, &b| more(a).total_cmp(&more(b)))?;
+    (LEAST_GAIN[usize::from(large(form))] * cost(form) < direct).then_some(form)
 }
 
-/// A 3×3 convolution of one group without stride or dilation; see [`applicable`].
+/// A convolution of one group without dilation whose window the form is for; see [`Form::applies`].
 pub fn winograd(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     held(Box::new(Winograd::new(spec, form, isa)), weight, bias)
@@ -165,7 +186,7 @@ const MACS_PER_TILE: usize = 2_000_000;
 impl Winograd {
     /// See [`winograd`].
     pub(super) fn new(spec: ConvSpec, form: Form, isa: Isa) -> Self {
-        assert!(applicable(&spec));
+        assert!(form.applies(&spec));
         let (inputs, outputs, lanes) = (spec.input.c, spec.output.c, isa.lanes());
         let gemm = Gemm::new(Extent { taps: form.products(), k: inputs, n: outputs }, None, isa);
         let range = match spec.epilogue.activation {
@@ -259,6 +280,10 @@ impl WinogradPacking {
             match self.form {
                 Form::F2 => isa.run(Spread::<F2>::new(taps, order, [channels, first, count, width], values)),
                 Form::F4 => isa.run(Spread::<F4>::new(taps, order, [channels, first, count, width], values)),
+                Form::F2Five => isa.run(Spread::<F2Five>::new(taps, order, [channels, first, count, width], values)),
+                Form::F2Strided => {
+                    isa.run(Spread::<F2Strided>::new(taps, order, [channels, first, count, width], values))
+                }
             }
         }
     }
@@ -286,7 +311,7 @@ impl Packing for WinogradPacking {
         if !columns.len().is_multiple_of(transform::SIDE) {
             values.fill(0.0);
         }
-        let depth = 9 * self.gemm.extent().k;
+        let depth = self.order.taps * self.gemm.extent().k;
         for start in columns.clone().step_by(transform::SIDE) {
             let end = columns.end.min(start + transform::SIDE);
             let part = [start - columns.start, end - start, width];
@@ -317,7 +342,7 @@ impl super::weights::Form for Winograd {
 impl Kernel for Winograd {
     fn name(&self) -> String {
         let m = self.form.outputs();
-        format!("winograd_{m}x{m}_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
+        format!("winograd_{m}x{m}_{}_{} {}", self.spec.label(), self.gemm.tile_name(), self.gemm.isa().name())
     }
 
     fn tiles(&self) -> usize {
@@ -339,6 +364,8 @@ impl Kernel for Winograd {
             match self.form {
                 Form::F2 => self.tile::<F2>(tile, io, scratch),
                 Form::F4 => self.tile::<F4>(tile, io, scratch),
+                Form::F2Five => self.tile::<F2Five>(tile, io, scratch),
+                Form::F2Strided => self.tile::<F2Strided>(tile, io, scratch),
             }
         }
     }

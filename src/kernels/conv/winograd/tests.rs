@@ -11,16 +11,27 @@ struct Case {
     size: [usize; 2],
     channels: [usize; 2],
     pad: usize,
+    /// Taps and stride along a side.
+    window: [usize; 2],
     gap: usize,
     residual: bool,
     activation: Option<Activation>,
 }
 
-const BASE: Case =
-    Case { batch: 1, size: [13, 13], channels: [16, 16], pad: 1, gap: 0, residual: false, activation: None };
+const BASE: Case = Case {
+    batch: 1,
+    size: [13, 13],
+    channels: [16, 16],
+    pad: 1,
+    window: [3, 1],
+    gap: 0,
+    residual: false,
+    activation: None,
+};
 
 fn spec(case: Case) -> ConvSpec {
-    let window = Window { padding: Padding::Symmetric([case.pad; 2]), ..Window::square(3) };
+    let [taps, stride] = case.window;
+    let window = Window { padding: Padding::Symmetric([case.pad; 2]), stride: [stride; 2], ..Window::square(taps) };
     let placed = window.place(case.size, "test").unwrap();
     let map = |[h, w]: [usize; 2], c: usize| Map::new([case.batch, h, w, c], c + case.gap);
     let residual = case.residual.then_some(case.channels[1] + case.gap);
@@ -50,7 +61,7 @@ fn example(case: Case) -> Example {
     let ConvSpec { input, output, window, placed, .. } = spec(case);
     let [inputs, outputs] = case.channels;
     let (x, residual) = (noise(input.pixels() * inputs, 1), noise(output.pixels() * outputs, 2));
-    let (weight, bias) = (noise(outputs * inputs * 9, 3), noise(outputs, 4));
+    let (weight, bias) = (noise(outputs * inputs * window.taps(), 3), noise(outputs, 4));
     let wide = |v: &[f32]| v.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
     let shape = ConvShape { out_channels: outputs, groups: 1, window, placed };
     let nchw = Nchw::new([case.batch, inputs, case.size[0], case.size[1]]);
@@ -86,10 +97,10 @@ fn run(case: Case, example: &Example, kernel: &dyn Kernel) -> Vec<f32> {
     result
 }
 
-/// Runs a case in both forms on every instruction set.
+/// Runs a case in every form for its window on every instruction set.
 fn check(case: Case) {
     let example = example(case);
-    for form in [Form::F2, Form::F4] {
+    for form in Form::ALL.into_iter().filter(|form| form.applies(&spec(case))) {
         for &isa in Isa::available() {
             let kernel = winograd(spec(case), form, &example.weight, Some(&example.bias), isa);
             let got = run(case, &example, &*kernel);
@@ -116,7 +127,7 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
         let unit = |i: usize| std::array::from_fn(|k| std::array::from_fn(|_| if k == i { 1.0 } else { 0.0 }));
         for o in 0..P::OUT {
             for input in 0..P::IN {
-                for tap in 0..3 {
+                for tap in 0..P::TAPS {
                     // The weight of d[input]·g[tap] in y[o].
                     let mut weight = 0.0;
                     for position in 0..P::IN {
@@ -126,7 +137,7 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
                         };
                         weight += f64::from(before) * P::G[position][tap] * f64::from(after);
                     }
-                    let want = if input == o + tap { 1.0 } else { 0.0 };
+                    let want = if input == o * P::STRIDE + tap { 1.0 } else { 0.0 };
                     assert!((weight - want).abs() < 5e-7, "y[{o}] d[{input}] g[{tap}]: {weight}");
                 }
             }
@@ -135,6 +146,8 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
     const { assert!(Scalar::LANES == 4) };
     check::<F2>();
     check::<F4>();
+    check::<F2Five>();
+    check::<F2Strided>();
 }
 
 #[test]
@@ -143,6 +156,15 @@ fn every_border_and_every_number_of_channels() {
         for (pad, gap) in [(1, 0), (2, 3), (0, 5)] {
             if size[0].min(size[1]) + 2 * pad >= 3 {
                 check(Case { size, pad, gap, channels: [17, 33], batch: 2, ..BASE });
+            }
+        }
+    }
+    for window in [[5, 1], [3, 2]] {
+        for size in [[1, 1], [2, 3], [5, 7], [13, 13], [14, 14], [8, 3]] {
+            for (pad, gap) in [(window[0] / 2, 0), (4, 3), (0, 5)] {
+                if size[0].min(size[1]) + 2 * pad >= window[0] {
+                    check(Case { size, pad, gap, window, channels: [17, 33], batch: 2, ..BASE });
+                }
             }
         }
     }
@@ -164,6 +186,8 @@ fn every_activation_follows_bias_and_residual() {
 #[test]
 fn many_blocks_and_panels_join_without_a_seam() {
     check(Case { size: [61, 40], channels: [64, 70], batch: 2, ..BASE });
+    check(Case { size: [27, 27], channels: [64, 192], window: [5, 1], pad: 2, ..BASE });
+    check(Case { size: [28, 29], channels: [48, 80], window: [3, 2], batch: 2, ..BASE });
     check(Case { size: [14, 14], channels: [128, 256], residual: true, gap: 16, ..BASE });
 }
 
@@ -204,8 +228,10 @@ fn the_cost_model_knows_where_weights_decide() {
     for (batch, size, channels, form) in [
         (1, 56, [64, 64], Some(Form::F4)),
         (1, 28, [128, 128], Some(Form::F4)),
-        (1, 14, [256, 256], Some(Form::F4)),
-        (1, 7, [512, 512], None),
+        (1, 14, [256, 256], Some(Form::F2)),
+        (4, 14, [256, 256], Some(Form::F4)),
+        (1, 7, [512, 512], Some(Form::F2)),
+        (1, 4, [512, 512], None),
         (1, 7, [128, 32], Some(Form::F2)),
         (8, 7, [512, 512], Some(Form::F4)),
         (1, 224, [64, 64], Some(Form::F4)),
@@ -216,7 +242,14 @@ fn the_cost_model_knows_where_weights_decide() {
     ] {
         assert_eq!(chosen(batch, size, channels), form, "{channels:?} at {size}, batch {batch}");
     }
-    let strided = ConvSpec { window: Window { stride: [2; 2], ..Window::square(3) }, ..spec(BASE) };
+    let of = |window, size, channels| {
+        profitable(&spec(Case { window, size: [size; 2], channels, pad: window[0] / 2, ..BASE }))
+    };
+    assert_eq!(of([5, 1], 27, [64, 192]), Some(Form::F2Five));
+    assert_eq!(of([3, 2], 56, [128, 128]), Some(Form::F2Strided));
+    assert_eq!(of([3, 2], 14, [512, 512]), None);
+    assert_eq!(of([7, 2], 56, [64, 64]), None);
+    let strided = ConvSpec { window: Window { stride: [3; 2], ..Window::square(3) }, ..spec(BASE) };
     let dilated = ConvSpec { window: Window { dilation: [2; 2], ..Window::square(3) }, ..spec(BASE) };
     assert!([strided, dilated, ConvSpec { groups: 2, ..spec(BASE) }].iter().all(|spec| profitable(spec).is_none()));
 }

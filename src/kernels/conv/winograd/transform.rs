@@ -1,6 +1,6 @@
 //! The transforms of a form, written once for any register, and the two passes over memory that apply them.
 //!
-//! In one dimension `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]` turns `m + 2` inputs `d` and three taps `g` into `m` outputs. The rows of
+//! In one dimension `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]` turns `m + r − 1` inputs `d` and `r` taps `g` into `m` outputs. The rows of
 //! `Aᵀ` are the powers of the points of interpolation, those of `Bᵀ` the Lagrange polynomials that vanish at the other
 //! points, and `G` holds powers over the polynomials' values. A row of `Bᵀ` may be scaled if that of `G` is scaled by
 //! the reciprocal, here always by a power of two or a sign, which costs no accuracy.
@@ -18,6 +18,8 @@ use crate::kernels::{Io, Map};
 pub(super) const MOST_IN: usize = 6;
 /// A side of the largest square of outputs.
 pub(super) const MOST_OUT: usize = 4;
+/// A side of the largest window.
+const MOST_TAPS: usize = 5;
 
 /// One-dimensional transforms. Arrays are as long as the largest form needs; only the leading part counts.
 pub(super) trait Points: Copy + Send + Sync + 'static {
@@ -25,8 +27,12 @@ pub(super) trait Points: Copy + Send + Sync + 'static {
     const IN: usize;
     /// Outputs.
     const OUT: usize;
+    /// Taps.
+    const TAPS: usize = 3;
+    /// Inputs from output to output.
+    const STRIDE: usize = 1;
     /// `G`, the transform of the taps.
-    const G: [[f64; 3]; MOST_IN];
+    const G: [[f64; MOST_TAPS]; MOST_IN];
 
     /// `Bᵀ·d`.
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN];
@@ -42,14 +48,33 @@ pub(super) struct F2;
 #[derive(Clone, Copy)]
 pub(super) struct F4;
 
+/// Five taps at the points of [`F4`]: the same inputs, fewer outputs.
+#[derive(Clone, Copy)]
+pub(super) struct F2Five;
+
+/// Stride 2: the even inputs meet two of the taps at the points 0, 1, ∞, the odd ones the third as they are.
+#[derive(Clone, Copy)]
+pub(super) struct F2Strided;
+
 const ROOT_HALF: f64 = std::f64::consts::FRAC_1_SQRT_2;
 const ROOT_TWO: f64 = std::f64::consts::SQRT_2;
+
+/// Rows for three taps.
+const fn rows(three: [[f64; 3]; MOST_IN]) -> [[f64; MOST_TAPS]; MOST_IN] {
+    let mut all = [[0.0; MOST_TAPS]; MOST_IN];
+    let mut i = 0;
+    while i < MOST_IN {
+        (all[i][0], all[i][1], all[i][2]) = (three[i][0], three[i][1], three[i][2]);
+        i += 1;
+    }
+    all
+}
 
 impl Points for F2 {
     const IN: usize = 4;
     const OUT: usize = 2;
-    const G: [[f64; 3]; MOST_IN] =
-        [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0], [0.0; 3], [0.0; 3]];
+    const G: [[f64; MOST_TAPS]; MOST_IN] =
+        rows([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0], [0.0; 3], [0.0; 3]]);
 
     #[inline(always)]
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
@@ -73,14 +98,14 @@ impl Points for F2 {
 impl Points for F4 {
     const IN: usize = 6;
     const OUT: usize = 4;
-    const G: [[f64; 3]; MOST_IN] = [
+    const G: [[f64; MOST_TAPS]; MOST_IN] = rows([
         [1.0, 0.0, 0.0],
         [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
         [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
         [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0],
         [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0],
         [0.0, 0.0, 1.0],
-    ];
+    ]);
 
     #[inline(always)]
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
@@ -121,6 +146,61 @@ impl Points for F4 {
     }
 }
 
+impl Points for F2Five {
+    const IN: usize = 6;
+    const OUT: usize = 2;
+    const TAPS: usize = 5;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = [
+        [1.0, 0.0, 0.0, 0.0, 0.0],
+        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 1.0 / 3.0],
+        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, -ROOT_TWO / 3.0, 1.0 / 3.0],
+        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0, ROOT_TWO / 3.0, 2.0 / 3.0],
+        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0, -ROOT_TWO / 3.0, 2.0 / 3.0],
+        [0.0, 0.0, 0.0, 0.0, 1.0],
+    ];
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { F4::before::<S>(d) }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let even = S::add(S::add(m[1], m[2]), S::add(m[3], m[4]));
+            let (odd, odd_far) = (S::sub(m[1], m[2]), S::sub(m[3], m[4]));
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let none = S::zero();
+            [S::add(m[0], even), S::fma(t, odd_far, S::fma(s, odd, m[5])), none, none]
+        }
+    }
+}
+
+impl Points for F2Strided {
+    const IN: usize = 5;
+    const OUT: usize = 2;
+    const STRIDE: usize = 2;
+    const G: [[f64; MOST_TAPS]; MOST_IN] =
+        rows([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0; 3]]);
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { [S::sub(d[0], d[2]), d[2], S::sub(d[4], d[2]), d[1], d[3], S::zero()] }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let none = S::zero();
+            [S::add(m[0], S::add(m[1], m[3])), S::add(m[1], S::add(m[2], m[4])), none, none]
+        }
+    }
+}
+
 /// Output channels whose taps are transformed side by side.
 pub(super) const SIDE: usize = 16;
 
@@ -157,26 +237,32 @@ impl<P: Points> Task for Spread<'_, P> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Spread { taps, order, channels, first, count, width, values, .. } = self;
+        let window = P::TAPS * P::TAPS;
         for k in 0..channels {
-            let mut g = [[0.0; SIDE]; 9];
+            let mut g = [[0.0; SIDE]; MOST_TAPS * MOST_TAPS];
             for n in 0..count {
-                let from = &taps[n * order.output + k * order.input..][..9];
-                (0..9).for_each(|tap| g[tap][n] = f64::from(from[order.tap(tap)]));
+                let from = &taps[n * order.output + k * order.input..][..window];
+                (0..window).for_each(|tap| g[tap][n] = f64::from(from[order.tap(tap)]));
             }
             for i in 0..P::IN {
                 // Row i of G·g.
-                let mut row = [[0.0; SIDE]; 3];
-                for x in 0..3 {
-                    for n in 0..SIDE {
-                        row[x][n] = P::G[i][0] * g[x][n] + P::G[i][1] * g[3 + x][n] + P::G[i][2] * g[6 + x][n];
+                let mut row = [[0.0; SIDE]; MOST_TAPS];
+                for x in 0..P::TAPS {
+                    for y in 0..P::TAPS {
+                        for n in 0..SIDE {
+                            row[x][n] += P::G[i][y] * g[y * P::TAPS + x][n];
+                        }
                     }
                 }
                 for j in 0..P::IN {
                     let to = &mut values[((i * P::IN + j) * channels + k) * width + first..][..count];
                     let mut sums = [0.0; SIDE];
-                    for n in 0..SIDE {
-                        sums[n] = (P::G[j][0] * row[0][n] + P::G[j][1] * row[1][n] + P::G[j][2] * row[2][n]) as f32;
+                    for x in 0..P::TAPS {
+                        for n in 0..SIDE {
+                            sums[n] += P::G[j][x] * row[x][n];
+                        }
                     }
+                    let sums = sums.map(|sum| sum as f32);
                     match to.first_chunk_mut::<SIDE>() {
                         Some(to) => *to = sums,
                         None => to.copy_from_slice(&sums[..count]),
@@ -211,7 +297,8 @@ impl<P: Points> Task for Before<'_, P> {
         let Map { h, w, c, ld, .. } = spec.input;
         for tile in self.tiles.clone() {
             let [image, oy, ox] = origin::<P>(tile, self.of.across);
-            let (y0, x0) = (oy.wrapping_sub(spec.placed.before[0]), ox.wrapping_sub(spec.placed.before[1]));
+            let start = |o: usize, axis: usize| (o * P::STRIDE).wrapping_sub(spec.placed.before[axis]);
+            let (y0, x0) = (start(oy, 0), start(ox, 1));
             let mut at = [std::ptr::null(); MOST_IN * MOST_IN];
             for i in 0..P::IN {
                 // Wrapping: a coordinate before the image becomes a huge one.

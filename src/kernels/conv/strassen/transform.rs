@@ -1,0 +1,137 @@
+//! The two passes over memory: sums of half pixels, and outputs from products.
+
+use super::{Prologue, StrassenProduct};
+use crate::kernels::Io;
+use crate::kernels::gemm::clamp_of;
+use crate::simd::{Simd, Task};
+use std::ops::Range;
+
+/// The left sides of the products: `v[product · stride + pair · half + channel]`.
+pub(super) struct Sums<'a> {
+    pub(super) of: &'a StrassenProduct,
+    /// The pixels of each pair.
+    pub(super) pixels: *const *const f32,
+    /// Pairs.
+    pub(super) count: usize,
+    pub(super) v: *mut f32,
+}
+
+impl Task for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: passed on.
+        unsafe {
+            match &self.of.prologue {
+                None => self.sums::<S, false>([std::ptr::null(); 2], [0.0; 2]),
+                Some(Prologue { scale, shift, activation }) => {
+                    self.sums::<S, true>([scale.as_ptr(), shift.as_ptr()], clamp_of(*activation));
+                }
+            }
+        }
+    }
+}
+
+impl Sums<'_> {
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const NORM: bool>(&self, [scale, shift]: [*const f32; 2], range: [f32; 2]) {
+        let (half, stride) = (self.of.spec.input.c / 2, self.of.stride_v);
+        // SAFETY: every pixel has both halves of the channels, whole registers each, and V has room for the sums; scale
+        // and shift have one value per channel.
+        unsafe {
+            let (least, most) = (S::splat(range[0]), S::splat(range[1]));
+            let load = |pixel: *const f32, k: usize| {
+                let x = S::load(pixel.add(k));
+                if !NORM {
+                    return x;
+                }
+                let y = S::fma(x, S::load(scale.add(k)), S::load(shift.add(k)));
+                S::min(most, S::max(least, y))
+            };
+            for pair in 0..self.count {
+                let [a, b] = [*self.pixels.add(2 * pair), *self.pixels.add(2 * pair + 1)];
+                let to = self.v.add(pair * half);
+                let mut k = 0;
+                while k < half {
+                    let (a1, a2, b1, b2) = (load(a, k), load(a, half + k), load(b, k), load(b, half + k));
+                    let to = to.add(k);
+                    S::store(to, S::add(a1, b2));
+                    S::store(to.add(stride), S::add(b1, b2));
+                    if NORM {
+                        S::store(to.add(2 * stride), a1);
+                        S::store(to.add(3 * stride), b2);
+                    }
+                    S::store(to.add(4 * stride), S::add(a1, a2));
+                    S::store(to.add(5 * stride), S::sub(b1, a1));
+                    S::store(to.add(6 * stride), S::sub(a2, b2));
+                    k += S::LANES;
+                }
+            }
+        }
+    }
+}
+
+/// `y = clamp(sums of products + bias + residual)` for the pairs of a block and, of both halves of the output channels,
+/// those of a panel.
+pub(super) struct Join<'a> {
+    pub(super) of: &'a StrassenProduct,
+    pub(super) pairs: Range<usize>,
+    /// Of the first half.
+    pub(super) columns: Range<usize>,
+    pub(super) io: &'a Io,
+    pub(super) m: *const f32,
+}
+
+impl Task for Join<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: passed on.
+        unsafe {
+            match self.of.spec.epilogue.residual {
+                None => self.join::<S, false>(0),
+                Some(ld) => self.join::<S, true>(ld),
+            }
+        }
+    }
+}
+
+impl Join<'_> {
+    #[inline(always)]
+    unsafe fn join<S: Simd, const RESIDUAL: bool>(&self, ld_residual: usize) {
+        let (of, first) = (self.of, self.pairs.start);
+        let (ld, half) = (of.spec.output.ld, of.spec.output.c / 2);
+        // SAFETY: the columns are whole registers of channels of the output, and of the residual, which has the same
+        // pixels; M has the panel's columns for every pair and product.
+        unsafe {
+            let (least, most) = (S::splat(of.range[0]), S::splat(of.range[1]));
+            let store = |pixel: usize, channel: usize, sum: S::V| {
+                let mut y = S::add(sum, S::load(of.bias.as_ptr().add(channel)));
+                if RESIDUAL {
+                    y = S::add(y, S::load(self.io.inputs[1].add(pixel * ld_residual + channel)));
+                }
+                // A NaN survives both.
+                S::store(self.io.output.add(pixel * ld + channel), S::min(most, S::max(least, y)));
+            };
+            for pair in self.pairs.clone() {
+                let (a, b) = of.pixels(pair);
+                let m = self.m.add((pair - first) * of.ld_m);
+                let mut n = 0;
+                while n < self.columns.len() {
+                    let product = |i: usize| S::load(m.add(i * of.stride_m + n));
+                    let (m0, m1, m2, m3, m4) = (product(0), product(1), product(2), product(3), product(4));
+                    let channel = self.columns.start + n;
+                    store(a, channel, S::add(S::add(m0, m3), S::sub(product(6), m4)));
+                    store(a, half + channel, S::add(m2, m4));
+                    if let Some(b) = b {
+                        store(b, channel, S::add(m1, m3));
+                        store(b, half + channel, S::add(S::sub(m0, m1), S::add(m2, product(5))));
+                    }
+                    n += S::LANES;
+                }
+            }
+        }
+    }
+}
