@@ -1,4 +1,5 @@
-//! Kernels against the machine: percent of the measured multiply-add peak for the convolutions that matter, one thread.
+//! Kernels against the machine, one thread: percent of the measured multiply-add peak for the convolutions that matter
+//! (Winograd's may exceed 100: products it saves count), percent of the memory's speed for layers that only read weights.
 //!
 //! `cargo bench --bench kernels [-- FILTER]`
 #![allow(unsafe_code, reason = "runs kernels on raw maps")]
@@ -7,31 +8,10 @@ use convzoo::Activation;
 use convzoo::kernels::conv::{self, ConvSpec, LinearSpec};
 use convzoo::kernels::{Epilogue, Io, Kernel, Map};
 use convzoo::shape::{Padding, Window};
-use convzoo::simd::{Isa, Simd, Task};
+use convzoo::simd::{Isa, Simd, Task, peak_gflops};
 use convzoo::tensor::AlignedBuf;
 use std::hint::black_box;
 use std::time::Instant;
-
-/// Multiply-adds on ten independent registers: nothing is faster.
-struct Peak(usize);
-
-impl Task for Peak {
-    type Output = f32;
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> f32 {
-        // SAFETY: touches no memory.
-        unsafe {
-            let (a, b) = (S::splat(black_box(0.999)), S::splat(black_box(1e-3)));
-            let mut acc = [a; 10];
-            for _ in 0..self.0 {
-                for x in &mut acc {
-                    *x = S::fma(*x, a, b);
-                }
-            }
-            acc.iter().map(|&x| S::hsum(x)).sum()
-        }
-    }
-}
 
 /// Sums a buffer on eight registers.
 struct Read<'a>(&'a [f32]);
@@ -95,15 +75,19 @@ fn time(kernel: &dyn Kernel, input: usize, output: usize) -> f64 {
 
 struct Case {
     label: &'static str,
-    batch: usize,
     size: usize,
     channels: [usize; 2],
     kernel: usize,
     stride: usize,
+    groups: usize,
 }
 
 const fn case(label: &'static str, size: usize, channels: [usize; 2], kernel: usize, stride: usize) -> Case {
-    Case { label, batch: 1, size, channels, kernel, stride }
+    Case { label, size, channels, kernel, stride, groups: 1 }
+}
+
+const fn depthwise(label: &'static str, size: usize, channels: usize, kernel: usize, stride: usize) -> Case {
+    Case { label, size, channels: [channels; 2], kernel, stride, groups: channels }
 }
 
 const CASES: &[Case] = &[
@@ -128,6 +112,11 @@ const CASES: &[Case] = &[
     case("1x1 16->96 @112", 112, [16, 96], 1, 1),
     case("1x1 144->24 @56", 56, [144, 24], 1, 1),
     case("7x7/2 3->64 @224 rows", 230, [3, 64], 7, 2),
+    depthwise("dw3x3 32 @112", 112, 32, 3, 1),
+    depthwise("dw3x3/2 96 @112", 112, 96, 3, 2),
+    depthwise("dw5x5 240 @28", 28, 240, 5, 1),
+    depthwise("dw5x5/2 672 @14", 14, 672, 5, 2),
+    depthwise("dw5x5 1152 @7", 7, 1152, 5, 1),
 ];
 
 fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
@@ -136,10 +125,10 @@ fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
     let window =
         Window { stride: [case.stride; 2], padding: Padding::Symmetric([pad; 2]), ..Window::square(case.kernel) };
     let placed = window.place([case.size; 2], "bench").expect("fits");
-    let input = Map::dense([case.batch, case.size, case.size, case.channels[0]]);
-    let output = Map::dense([case.batch, placed.output[0], placed.output[1], case.channels[1]]);
+    let input = Map::dense([1, case.size, case.size, case.channels[0]]);
+    let output = Map::dense([1, placed.output[0], placed.output[1], case.channels[1]]);
     let epilogue = Epilogue { activation: Some(Activation::Relu), residual: None };
-    let spec = ConvSpec { input, output, window, placed, groups: 1, epilogue };
+    let spec = ConvSpec { input, output, window, placed, groups: case.groups, epilogue };
     let weight = noise(output.c * spec.depth());
     let bias = vec![0.1; output.c];
     let kernel = match stem {
@@ -150,19 +139,12 @@ fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
     (kernel, seconds, 2.0 * (output.pixels() * output.c * spec.depth()) as f64)
 }
 
-/// Floating-point operations per second of one core, at best.
-fn peak(isa: Isa) -> f64 {
-    // SAFETY: the task touches no memory.
-    let seconds = best_of(|| _ = black_box(unsafe { isa.run(Peak(10_000)) }));
-    (10_000 * 10 * 2 * isa.lanes()) as f64 / seconds
-}
-
 fn main() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
     let isa = Isa::detect();
     for case in CASES.iter().filter(|c| c.label.contains(&filter)) {
         // Clocks drift: the peak is measured beside every case.
-        let peak = peak(isa);
+        let peak = 1e9 * peak_gflops(isa, 1);
         let (kernel, seconds, flops) = convolution(case, isa);
         let (us, percent) = (seconds * 1e6, 100.0 * flops / seconds / peak);
         let (tiles, name) = (kernel.tiles(), kernel.name());
@@ -172,7 +154,8 @@ fn main() {
     let memory = noise(16 << 20);
     // SAFETY: reads the buffer.
     let seconds = best_of(|| _ = black_box(unsafe { isa.run(Read(&memory)) }));
-    println!("reading 64 MB: {:.1} GB/s", 4.0 * memory.len() as f64 / seconds / 1e9);
+    let speed = 4.0 * memory.len() as f64 / seconds / 1e9;
+    println!("reading 64 MB: {speed:.1} GB/s");
     for (n, [k, m]) in [(1, [4096, 4096]), (1, [2048, 1000]), (2, [4096, 4096]), (8, [4096, 4096])] {
         if !"linear".contains(&filter) {
             continue;
@@ -181,6 +164,10 @@ fn main() {
         let kernel = conv::linear(&spec, &noise(k * m), None, isa);
         let seconds = time(&*kernel, n * k, n * m);
         let rate = (k * m * 4) as f64 / seconds / 1e9;
-        println!("linear {n}x{k}->{m}: {:.1} us, {rate:.1} GB/s, {} tiles", seconds * 1e6, kernel.tiles());
+        let (us, percent) = (seconds * 1e6, 100.0 * rate / speed);
+        println!(
+            "linear {n}x{k}->{m}: {us:.1} us, {rate:.1} GB/s, {percent:.0} % of reading, {} tiles",
+            kernel.tiles()
+        );
     }
 }

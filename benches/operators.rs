@@ -1,20 +1,23 @@
 //! Single operators, one thread, at the shapes the zoo spends its time in.
 //!
 //! `cargo bench --bench operators [-- FILTER]`. Every case is checked against the oracle once before it is timed. The
-//! throughput counts floating-point operations (two per product, taps in the padding included); of pooling, input
-//! elements.
+//! throughput of products counts floating-point operations (two per product, taps in the padding included); that of
+//! everything else, bytes read and written.
 #![allow(unsafe_code, reason = "runs kernels on raw maps")]
 
 use convzoo::Activation;
 use convzoo::kernels::conv::{self, ConvSpec, LinearSpec, Sampling};
 use convzoo::kernels::naive::{self, ConvShape, Nchw};
-use convzoo::kernels::{Epilogue, Io, Kernel, Map, pool};
+use convzoo::kernels::{Epilogue, Io, Kernel, Map};
 use convzoo::shape::{Padding, Window};
 use convzoo::simd::Isa;
 use convzoo::tensor::AlignedBuf;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use std::time::Duration;
+
+#[path = "operators/light.rs"]
+mod light;
 
 /// A kernel with the maps it works on.
 struct Prepared {
@@ -70,12 +73,12 @@ fn noise(len: usize, mut seed: u32) -> Vec<f32> {
     .collect()
 }
 
-/// An NCHW batch as a dense map.
+/// An NCHW batch as a map; zeros between its pixels, if there is room.
 fn channels_last(nchw: &[f32], map: Map) -> AlignedBuf {
     let (mut data, plane) = (AlignedBuf::zeros(map.extent()), map.h * map.w);
     for (i, &v) in nchw.iter().enumerate() {
         let (n, c, pixel) = (i / plane / map.c, i / plane % map.c, i % plane);
-        data[(n * plane + pixel) * map.c + c] = v;
+        data[(n * plane + pixel) * map.ld + c] = v;
     }
     data
 }
@@ -130,12 +133,22 @@ impl Conv {
         2 * spec.output.pixels() * spec.output.c * spec.depth()
     }
 
+    /// As the planner runs it by default: 3×3 windows of many channels by Winograd.
     fn prepare(&self) -> Prepared {
+        self.prepare_with(conv::Precision::Fast)
+    }
+
+    /// Plain sums only.
+    fn prepare_exact(&self) -> Prepared {
+        self.prepare_with(conv::Precision::Exact)
+    }
+
+    fn prepare_with(&self, precision: conv::Precision) -> Prepared {
         let spec = self.spec();
         let (x, weight) = (noise(spec.input.extent(), 1), noise(spec.output.c * spec.depth(), 2));
         let bias = noise(spec.output.c, 3);
         let want = naive::conv2d(&x, nchw(spec.input), &weight, Some(&bias), &self.shape(&spec));
-        let kernel = conv::choose(spec, &weight, Some(&bias), conv::Precision::Fast, Isa::detect());
+        let kernel = conv::choose(spec, &weight, Some(&bias), precision, Isa::detect());
         Prepared::checked(kernel, vec![channels_last(&x, spec.input)], spec.output, &want)
     }
 
@@ -187,7 +200,13 @@ const CONV3X3: &[Conv] = &[
     case("256_14", [256, 256], [3, 1], 1, 14),
     case("512_7", [512, 512], [3, 1], 1, 7),
 ];
-const STEM: &[Conv] = &[case("7x7s2_3_64_224", [3, 64], [7, 2], 1, 224)];
+// ResNet, AlexNet, EfficientNet, VGG.
+const STEM: &[Conv] = &[
+    case("7x7s2_3_64_224", [3, 64], [7, 2], 1, 224),
+    case("11x11s4_3_64_224", [3, 64], [11, 4], 1, 224),
+    case("3x3s2_3_32_224", [3, 32], [3, 2], 1, 224),
+    case("3x3_3_64_224", [3, 64], [3, 1], 1, 224),
+];
 const DEPTHWISE: &[Conv] = &[
     case("3x3_32_112", [32, 32], [3, 1], 32, 112),
     case("3x3s2_96_112", [96, 96], [3, 2], 96, 112),
@@ -211,9 +230,10 @@ const DEFORM: &[Conv] = &[
 
 fn convolutions(c: &mut Criterion) {
     type Prepare = fn(&Conv) -> Prepared;
-    let groups: [(&str, &[Conv], Prepare); 6] = [
+    let groups: [(&str, &[Conv], Prepare); 7] = [
         ("pointwise", POINTWISE, Conv::prepare),
         ("conv3x3", CONV3X3, Conv::prepare),
+        ("conv3x3_exact", CONV3X3, Conv::prepare_exact),
         ("stem", STEM, Conv::prepare_stem),
         ("depthwise", DEPTHWISE, Conv::prepare),
         ("grouped", GROUPED, Conv::prepare),
@@ -248,27 +268,6 @@ fn linear(c: &mut Criterion) {
     }
 }
 
-fn pools(c: &mut Criterion) {
-    let mut group = c.benchmark_group("pool");
-    let stem = Map::dense([1, 112, 112, 64]);
-    let window = Window { stride: [2; 2], padding: Padding::Symmetric([1; 2]), ..Window::square(3) };
-    bench(&mut group, "max3x3s2_64_112", stem.extent(), || {
-        let placed = window.place([stem.h, stem.w], "pool").expect("fits");
-        let output = Map::dense([1, placed.output[0], placed.output[1], stem.c]);
-        let x = noise(stem.extent(), 1);
-        let want = naive::max_pool(&x, nchw(stem), &window, &placed);
-        let kernel = Box::new(pool::max(stem, output, window, placed, Isa::detect()));
-        Prepared::checked(kernel, vec![channels_last(&x, stem)], output, &want)
-    });
-    let last = Map::dense([1, 7, 7, 2048]);
-    bench(&mut group, "global_2048_7", last.extent(), || {
-        let (x, output) = (noise(last.extent(), 1), Map::dense([1, 1, 1, last.c]));
-        let want = naive::adaptive_avg_pool(&x, nchw(last), [1, 1]);
-        let kernel = Box::new(pool::adaptive_average(last, output, Isa::detect()));
-        Prepared::checked(kernel, vec![channels_last(&x, last)], output, &want)
-    });
-}
-
 fn settings() -> Criterion {
     Criterion::default()
         .sample_size(20)
@@ -280,6 +279,6 @@ fn main() {
     let mut criterion = settings().configure_from_args();
     convolutions(&mut criterion);
     linear(&mut criterion);
-    pools(&mut criterion);
+    light::all(&mut criterion);
     criterion.final_summary();
 }
