@@ -306,6 +306,10 @@ impl<F: Fetch, const KW: usize, const ST: usize> Task for Tile<'_, F, KW, ST> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if const { KW != 0 && S::LANES < 8 } {
+            // A condition that is a constant: nothing below is compiled for them.
+            unreachable!("short registers take the general loop");
+        }
         let Part { image, ref rows, ref blocks, sweep } = self.part;
         let mut start = rows.start;
         while start < rows.end {
@@ -413,7 +417,7 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
         }
         // SAFETY: passed on.
         unsafe {
-            if const { KW == 0 || S::LANES < 8 } {
+            if const { KW == 0 } {
                 let (window, ld) = (spec.window, spec.input.ld);
                 let g = General {
                     taps: window.kernel[1],
