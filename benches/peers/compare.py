@@ -29,7 +29,7 @@ MODELS = (
     "alexnet vgg16 googlenet resnet18 resnet50 resnet152 densenet121 seresnet50 efficientnet_b0 efficientnet_b4".split()
 )
 PYTHON = ("pytorch", "pytorch_compiled", "onnxruntime", "openvino")
-RUST = ("rten", "tract", "candle", "burn")
+RUST = ("rten", "tract", "candle")
 OURS = "convzoo"
 WORST_ERROR = 1e-3
 """An engine further than this from the reference computes something else: no time is reported."""
@@ -126,6 +126,15 @@ class Worker:
         return peak
 
 
+def cpu_seconds(processes):
+    """Seconds of processor time that the machine has spent so far, and these processes of it. Linux only."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, *others = (int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    stats = [Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split() for process in processes]
+    own = sum(int(stat[11]) + int(stat[12]) for stat in stats)
+    return (user + nice + system + sum(others)) / ticks, own / ticks
+
+
 def measure(setup, case, engines, rounds, burst_ms):
     """Median times in ms by engine, in one interleaved run; and rows for the log."""
     workers, rows = {}, []
@@ -135,17 +144,22 @@ def measure(setup, case, engines, rounds, burst_ms):
             command = setup.command(engine, *case)
             workers[engine] = Worker(command, threads, setup.work / f"{engine}.err")
         except Failed as why:
-            rows.append([*case, engine, "", "", "", "", "", "", str(why)])
+            rows.append([*case, engine, *[""] * 7, str(why)])
+    processes = [os.getpid(), *(worker.process.pid for worker in workers.values())]
+    began, (all_before, own_before) = time.monotonic(), cpu_seconds(processes)
     for _ in range(rounds):
         for worker in workers.values():
             # The first run of a burst warms the caches that the others have emptied.
             (warm,) = worker.burst(1)
             worker.times += worker.burst(max(2, min(200, round(burst_ms / warm))))
+    all_after, own_after = cpu_seconds(processes)
+    foreign = (all_after - all_before - own_after + own_before) / (time.monotonic() - began)
+    print("{:16} batch {} threads {}:".format(*case), f"{foreign:.2f} cores busy with other processes", file=sys.stderr)
     medians = {}
     for engine, worker in workers.items():
         medians[engine] = statistics.median(worker.times)
         figures = (medians[engine], min(worker.times), len(worker.times), worker.load, worker.close(), worker.error)
-        rows.append([*case, engine, *(f"{figure:.4g}" for figure in figures), ""])
+        rows.append([*case, engine, *(f"{figure:.4g}" for figure in figures), f"{foreign:.2f}", ""])
         print("{:16} batch {} threads {} {:16} {:9.2f} ms".format(*case, engine, medians[engine]), file=sys.stderr)
     return medians, rows
 
@@ -184,7 +198,7 @@ def machine(setup, engines):
     versions = subprocess.run([*ask, *packages], capture_output=True, text=True, check=True).stdout.split()
     named = [f"{name} {version}" for name, version in zip(packages, versions)]
     lock = (HERE / "rust" / "Cargo.lock").read_text().split("[[package]]")
-    crates = {"rten": "rten", "tract": "tract-onnx", "candle": "candle-core", "burn": "burn"}
+    crates = {"rten": "rten", "tract": "tract-onnx", "candle": "candle-core"}
     for engine in engines:
         for entry in lock:
             if engine in crates and f'name = "{crates[engine]}"\n' in entry:
@@ -206,7 +220,7 @@ def arguments():
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], choices=[1, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--engines", nargs="+", default=[*PYTHON, "rten", "tract", "candle"], choices=[*PYTHON, *RUST])
+    parser.add_argument("--engines", nargs="+", default=[*PYTHON, *RUST], choices=[*PYTHON, *RUST])
     parser.add_argument("--rounds", type=int, default=7, help="bursts of each engine")
     parser.add_argument("--burst-ms", type=float, default=250.0)
     parser.add_argument("--setup-only", action="store_true", help="build everything, time nothing")
@@ -224,7 +238,7 @@ def main():
     engines, results = [OURS, *args.engines], {}
     with open(args.work / "times.csv", "w", newline="") as file:
         log = csv.writer(file)
-        log.writerow("model batch threads engine median_ms min_ms runs load_ms peak_mib error failed".split())
+        log.writerow("model batch threads engine median_ms min_ms runs load_ms peak_mib error foreign_cores failed".split())
         for case in [(m, b, t) for b in args.batches for t in args.threads for m in args.models]:
             results[case], rows = measure(setup, case, engines, args.rounds, args.burst_ms)
             log.writerows(rows)
