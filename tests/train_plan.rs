@@ -5,6 +5,7 @@ use convzoo::activation::Activation::{Relu, Relu6, Sigmoid, Silu};
 use convzoo::exec::reference::{TrainStep, Value, train_step};
 use convzoo::exec::{Gradients, Noise, Precision, RunningStatistics, TrainOptions, TrainPlan};
 use convzoo::graph::{Graph, Layer, Node, Op, ParamKind, Params, concat, layer_fn};
+use convzoo::kernels::naive::Real;
 use convzoo::layers::{
     AdaptiveAvgPool, AuxHead, AvgPool, BatchNorm, ClassifierHead, Conv2d, ConvNormAct, DeformConv2d, Dropout, Flatten,
     Inception, Linear, LocalResponseNorm, MaxPool, MbConv, SeBlock, Skip, StochasticDepth,
@@ -71,18 +72,18 @@ fn planned(graph: &Graph, params: &Params, images: &Tensor, options: &TrainOptio
     Ok(Step { outputs, gradients, params })
 }
 
-fn reference(graph: &Graph, params: &Params, images: &Tensor, options: &TrainOptions) -> Result<Step> {
+fn reference<T: Real>(graph: &Graph, params: &Params, images: &Tensor, options: &TrainOptions) -> Result<Step> {
     let of = TrainStep { graph, params, options, step: STEP };
-    let trained = train_step::<f64>(&of, images, |outputs| {
-        let seed = |(name, v): &(String, Value<f64>)| {
-            let data = factors(name, v.data.len()).into_iter().map(f64::from).collect();
+    let trained = train_step::<T>(&of, images, |outputs| {
+        let seed = |(name, v): &(String, Value<T>)| {
+            let data = factors(name, v.data.len()).into_iter().map(|f| T::of(f64::from(f))).collect();
             (name.clone(), Value { shape: v.shape, data })
         };
         Ok(outputs.iter().map(seed).collect())
     })?;
     let mut moved = params.clone();
     trained.move_statistics(&mut moved);
-    let round = |v: &Value<f64>| v.data.iter().map(|&v| v as f32).collect::<Vec<_>>();
+    let round = |v: &Value<T>| v.data.iter().map(|v| v.to_f32().expect("every real has an f32")).collect::<Vec<_>>();
     let outputs = trained.outputs.iter().map(|(n, v)| Ok((n.clone(), Tensor::from_slice(&v.shape, &round(v))?)));
     Ok(Step { outputs: outputs.collect::<Result<_>>()?, gradients: trained.rounded(graph.params()), params: moved })
 }
@@ -106,7 +107,7 @@ fn norm(values: &[f32]) -> f64 {
 fn check_graph(what: &str, graph: &Graph, shape: [usize; 4], options: &TrainOptions, [tolerance, share]: [f64; 2]) {
     let (params, images) = (filled(graph), image(shape));
     let found = planned(graph, &params, &images, options).unwrap_or_else(|e| panic!("{what}: {e}"));
-    let wanted = reference(graph, &params, &images, options).unwrap();
+    let wanted = reference::<f64>(graph, &params, &images, options).unwrap();
     for ((name, f), (other, w)) in found.outputs.iter().zip(&wanted.outputs) {
         assert_eq!(name, other);
         near(&format!("{what}: {name}"), f.as_slice(), w.as_slice(), 1e-3, 0.0);
@@ -247,7 +248,7 @@ fn options_mean_what_they_mean_to_the_reference() {
 }
 
 /// One network of every family, at a small size.
-const ZOO: [(&str, [usize; 4]); 18] = [
+const ZOO: [(&str, [usize; 4]); 17] = [
     ("alexnet", [2, 3, 67, 67]),
     ("alexnet_paper", [2, 3, 67, 67]),
     ("vgg11", [2, 3, 33, 34]),
@@ -264,7 +265,6 @@ const ZOO: [(&str, [usize; 4]); 18] = [
     ("resnet20", [2, 3, 16, 17]),
     ("plain20", [2, 3, 16, 17]),
     ("densenet_bc_100_12", [2, 3, 16, 16]),
-    ("deform_resnet50_v2_c3", [2, 3, 64, 64]),
     ("googlenet_paper", [2, 3, 80, 86]),
 ];
 
@@ -285,6 +285,29 @@ fn networks_of_every_other_family_agree_with_the_reference() {
 #[test]
 fn networks_of_the_other_families_agree_with_the_reference() {
     zoo(1);
+}
+
+/// Bilinear samples have a kink at every pixel, and rounding moves some of them across: the naive sums in f32 say how far
+/// that leads.
+#[test]
+fn deformable_networks_err_no_more_than_three_times_what_naive_sums_in_f32_do() {
+    let graph = Graph::draw(3, &models::build("deform_resnet50_v2_c3", Some(10)).unwrap()).unwrap();
+    let (params, images) = (filled(&graph), image([2, 3, 64, 64]));
+    let options = TrainOptions::new().threads(2);
+    let found = planned(&graph, &params, &images, &options).unwrap();
+    let [naive, wanted] = [
+        reference::<f32>(&graph, &params, &images, &options).unwrap(),
+        reference::<f64>(&graph, &params, &images, &options).unwrap(),
+    ];
+    let apart =
+        |a: &Tensor, b: &Tensor| norm(&a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| a - b).collect::<Vec<_>>());
+    let all = |step: &Step| {
+        let errors = step.gradients.iter().zip(wanted.gradients.iter()).map(|((_, a), (_, b))| apart(a, b).powi(2));
+        errors.sum::<f64>().sqrt()
+    };
+    let (ours, theirs) = (all(&found), all(&naive));
+    println!("gradients off by {ours:e}, naively in f32 by {theirs:e}");
+    assert!(theirs > 0.0 && ours <= 3.0 * theirs, "off by {ours:e}, naively in f32 by {theirs:e}");
 }
 
 #[test]
