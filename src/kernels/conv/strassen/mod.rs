@@ -96,7 +96,7 @@ pub enum Input {
     Raw,
 }
 
-/// A 1×1 convolution of one group; see [`applicable`].
+/// A 1×1 convolution of one group whose halves of the channels are whole registers, with a clamp or no activation.
 pub fn strassen(
     spec: ConvSpec,
     prologue: Option<Prologue>,
