@@ -210,6 +210,18 @@ fn large_batches_run_in_portions_up_to_where_weights_outweigh_maps() {
 }
 
 #[test]
+fn a_norm_on_load_sees_the_gate_before_it() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", Conv2d::k3(128)).relu().layer("se", SeBlock::reduction(4));
+        x.layer("norm", BatchNorm::new()).relu().layer("conv", Conv2d::k1(128))
+    }
+    check("gate, norm, product", &layer_fn(net), &[[2, 3, 9, 11]]);
+    let model = Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap();
+    let text = model.plan([1, 3, 9, 11]).unwrap().explain();
+    assert!(text.contains("norm_strassen") && text.contains("the gate stays a step of its own"), "{text}");
+}
+
+#[test]
 fn what_is_tapped_is_not_fused_away_and_keeps_its_value() {
     let block = (Conv2d::k3(8).no_bias(), BatchNorm::new(), Activation::Relu, Conv2d::k1(4));
     let model = shaken(Model::new(&block, &mut StdRng::seed_from_u64(1)).unwrap(), 2);

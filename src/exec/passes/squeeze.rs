@@ -82,7 +82,9 @@ fn fold_gate(program: &mut Program, i: usize, gone: &mut HashSet<usize>) -> Resu
         return Err("a residual or an activation follows it".to_owned());
     }
     let reads = program.uses()[output.index()];
-    let reader = program.units.iter().position(|u| u.is_pointwise() && u.inputs == [output] && u.gate.is_none());
+    // A norm applied on load must see the product, gate included.
+    let takes = |u: &Unit| u.is_pointwise() && u.inputs == [output] && u.gate.is_none() && u.before.is_none();
+    let reader = program.units.iter().position(takes);
     let Some(reader) = reader.filter(|_| reads == 1) else {
         return Err("what it makes is not read by one 1×1 convolution alone".to_owned());
     };
