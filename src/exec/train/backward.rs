@@ -338,7 +338,7 @@ impl Author<'_> {
             spec.output = from.map;
             let gradient = match bordered {
                 true => grad::weight::weight_gradient_rows(spec, self.isa),
-                false => grad::weight::weight_gradient(spec, self.isa),
+                false => grad::weight::weight_gradient(spec, self.options.precision, self.isa),
             };
             let macs = spec.output.pixels() * spec.output.c * spec.depth();
             self.weight_gradient(gradient, [x.into(), from.into()], self.gradient_of(weight), macs);

@@ -10,8 +10,8 @@
 
 #![allow(unsafe_code, reason = "fills pointer tables and runs microkernels on raw maps")]
 
-use super::super::ConvSpec;
 use super::super::indirect::Taps;
+use super::super::{ConvSpec, Precision, winograd};
 use crate::kernels::gemm::outer::{Block, Outer};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Kernel, Store};
@@ -31,7 +31,10 @@ pub struct WeightGradient {
 }
 
 /// For any convolution.
-pub fn weight_gradient(spec: ConvSpec, isa: Isa) -> WeightGradient {
+pub fn weight_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> WeightGradient {
+    if let (Precision::Fast, Some(form)) = (precision, winograd::grad::profitable(&spec)) {
+        return winograd::grad::weight_gradient(spec, form, isa);
+    }
     if spec.groups == spec.input.c && spec.groups == spec.output.c && spec.groups > 1 {
         return super::depthwise::weight(spec, isa);
     }

@@ -26,11 +26,12 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
+pub mod grad;
 #[cfg(test)]
 mod tests;
 mod transform;
 
-use self::transform::{After, Before, F2, F2Five, F2Strided, F4, Points, Spread};
+use self::transform::{After, Before, F2, F2Five, F2Strided, F4, Points, Spread, Squares};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};
@@ -231,7 +232,16 @@ impl Winograd {
                 }
             }
             let input = io.inputs[0];
-            isa.run(Before::<P> { of: self, tiles: squares.clone(), input, v, points: PhantomData });
+            let zero = self.zero.as_ptr();
+            isa.run(Before::<P> {
+                squares: Squares { spec: &self.spec, across: self.across, zero },
+                tiles: squares.clone(),
+                input,
+                v,
+                ld: self.ld_v,
+                stride: self.stride_v,
+                points: PhantomData,
+            });
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table, stride: count, skip: 0 };

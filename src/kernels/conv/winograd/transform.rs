@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::Winograd;
 use crate::activation::Activation;
+use crate::kernels::conv::ConvSpec;
 use crate::kernels::conv::weights::Order;
 use crate::kernels::{Io, Map};
 
@@ -38,6 +39,12 @@ pub(super) trait Points: Copy + Send + Sync + 'static {
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN];
     /// `Aᵀ·m`.
     unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT];
+}
+
+/// Forms with a way back to the weights.
+pub(super) trait Turned: Points {
+    /// `A·y`, the way back through [`Points::after`].
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN];
 }
 
 /// Points 0, 1, −1, ∞.
@@ -201,6 +208,30 @@ impl Points for F2Strided {
     }
 }
 
+impl Turned for F2 {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), y[1], S::zero(), S::zero()] }
+    }
+}
+
+impl Turned for F4 {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let (s_cubed, t_cubed) = (S::splat((0.5 * ROOT_HALF) as f32), S::splat((2.0 * ROOT_TWO) as f32));
+            let even = S::fma(S::splat(0.5), y[2], y[0]);
+            let odd = S::fma(s_cubed, y[3], S::mul(s, y[1]));
+            let even_far = S::fma(S::splat(2.0), y[2], y[0]);
+            let odd_far = S::fma(t_cubed, y[3], S::mul(t, y[1]));
+            [y[0], S::add(even, odd), S::sub(even, odd), S::add(even_far, odd_far), S::sub(even_far, odd_far), y[3]]
+        }
+    }
+}
+
 /// Output channels whose taps are transformed side by side.
 pub(super) const SIDE: usize = 16;
 
@@ -279,12 +310,25 @@ pub(super) fn origin<P: Points>(i: usize, across: [usize; 2]) -> [usize; 3] {
     [i / per_image, i / across[1] % across[0] * P::OUT, i % across[1] * P::OUT]
 }
 
+/// The squares of a convolution.
+#[derive(Clone, Copy)]
+pub(super) struct Squares<'a> {
+    pub(super) spec: &'a ConvSpec,
+    /// Squares down and across an image.
+    pub(super) across: [usize; 2],
+    /// What lies in the padding: zeros for every channel.
+    pub(super) zero: *const f32,
+}
+
 /// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`.
 pub(super) struct Before<'a, P> {
-    pub(super) of: &'a Winograd,
+    pub(super) squares: Squares<'a>,
     pub(super) tiles: Range<usize>,
     pub(super) input: *const f32,
     pub(super) v: *mut f32,
+    /// Floats from tile to tile and from position to position.
+    pub(super) ld: usize,
+    pub(super) stride: usize,
     pub(super) points: PhantomData<P>,
 }
 
@@ -293,10 +337,10 @@ impl<P: Points> Task for Before<'_, P> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (spec, first) = (&self.of.spec, self.tiles.start);
+        let (Squares { spec, across, zero }, first) = (self.squares, self.tiles.start);
         let Map { h, w, c, ld, .. } = spec.input;
         for tile in self.tiles.clone() {
-            let [image, oy, ox] = origin::<P>(tile, self.of.across);
+            let [image, oy, ox] = origin::<P>(tile, across);
             let start = |o: usize, axis: usize| (o * P::STRIDE).wrapping_sub(spec.placed.before[axis]);
             let (y0, x0) = (start(oy, 0), start(ox, 1));
             let mut at = [std::ptr::null(); MOST_IN * MOST_IN];
@@ -307,21 +351,21 @@ impl<P: Points> Task for Before<'_, P> {
                 for j in 0..P::IN {
                     let x = x0.wrapping_add(j);
                     let inside = y < h && x < w;
-                    at[i * P::IN + j] = if inside { line.wrapping_add(x * ld) } else { self.of.zero.as_ptr() };
+                    at[i * P::IN + j] = if inside { line.wrapping_add(x * ld) } else { zero };
                 }
             }
             // SAFETY: every pointer has `c` channels behind it, and V has room for whole registers of them.
             unsafe {
-                let to = self.v.add((tile - first) * self.of.ld_v);
+                let to = self.v.add((tile - first) * self.ld);
                 let whole = c / S::LANES * S::LANES;
                 let mut channel = 0;
                 while channel < whole {
-                    square_before::<S, P>(&at, channel, None, to.add(channel), self.of.stride_v);
+                    square_before::<S, P>(&at, channel, None, to.add(channel), self.stride);
                     channel += S::LANES;
                 }
                 if channel < c {
                     let mask = Some(S::mask(c - channel));
-                    square_before::<S, P>(&at, channel, mask, to.add(channel), self.of.stride_v);
+                    square_before::<S, P>(&at, channel, mask, to.add(channel), self.stride);
                 }
             }
         }
@@ -358,6 +402,80 @@ unsafe fn square_before<S: Simd, P: Points>(
             let v = P::before::<S>(half[i]);
             for j in 0..P::IN {
                 S::store(to.add((i * P::IN + j) * stride), v[j]);
+            }
+        }
+    }
+}
+
+/// `Z = A·dY·Aᵀ` for the tiles of a block and some output channels: `z[(i·IN + j)·stride + tile·ld + channel]`.
+pub(super) struct Turn<'a, P> {
+    pub(super) squares: Squares<'a>,
+    pub(super) tiles: Range<usize>,
+    /// Output channels.
+    pub(super) columns: Range<usize>,
+    /// The gradient of the output.
+    pub(super) gradient: *const f32,
+    pub(super) z: *mut f32,
+    /// Floats from tile to tile and from position to position.
+    pub(super) ld: usize,
+    pub(super) stride: usize,
+    pub(super) points: PhantomData<P>,
+}
+
+impl<P: Turned> Task for Turn<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (Squares { spec, across, zero }, first) = (self.squares, self.tiles.start);
+        let Map { h, w, ld, .. } = spec.output;
+        for tile in self.tiles.clone() {
+            let [image, oy, ox] = origin::<P>(tile, across);
+            let mut at = [zero; MOST_OUT * MOST_OUT];
+            for i in 0..P::OUT.min(h - oy) {
+                for j in 0..P::OUT.min(w - ox) {
+                    let pixel = (image * h + oy + i) * w + ox + j;
+                    at[i * P::OUT + j] = self.gradient.wrapping_add(pixel * ld + self.columns.start);
+                }
+            }
+            for channel in (0..self.columns.len()).step_by(S::LANES) {
+                // SAFETY: every pointer has the channels behind it, and Z has room for whole registers of them.
+                unsafe {
+                    let mask = S::mask(S::LANES.min(self.columns.len() - channel));
+                    let to = self.z.add((tile - first) * self.ld + channel);
+                    square_turn::<S, P>(&at, channel, mask, to, self.stride);
+                }
+            }
+        }
+    }
+}
+
+/// One register of output channels of one tile.
+#[inline(always)]
+unsafe fn square_turn<S: Simd, P: Turned>(
+    at: &[*const f32; MOST_OUT * MOST_OUT],
+    channel: usize,
+    mask: S::M,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let mut half = [[S::zero(); MOST_OUT]; MOST_IN];
+        for j in 0..P::OUT {
+            let mut y = [S::zero(); MOST_OUT];
+            for i in 0..P::OUT {
+                y[i] = S::load_masked(at[i * P::OUT + j].add(channel), mask);
+            }
+            let z = P::turn::<S>(y);
+            for i in 0..P::IN {
+                half[i][j] = z[i];
+            }
+        }
+        for i in 0..P::IN {
+            let z = P::turn::<S>(half[i]);
+            for j in 0..P::IN {
+                S::store(to.add((i * P::IN + j) * stride), z[j]);
             }
         }
     }
