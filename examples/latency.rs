@@ -10,7 +10,7 @@
 //!
 //! The output is held to the reference executor once, before any time is taken. With `--worker` it speaks the line
 //! protocol of a benchmark that interleaves several engines: `ready LOAD_MS MAX_ERROR`, then for every line `run K` the
-//! times of `K` runs in ms, and `rss PEAK_MIB` at the end of the input.
+//! times of `K` runs in ms, and `rss PEAK_MIB GROWN_MIB` at the end of the input.
 //!
 //! With `--train` a run is a training step: forward, cross entropy of all heads, backward, SGD with momentum.
 
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 /// Times one network.
 #[derive(Parser)]
 struct Args {
-    /// Model of the registry.
+    /// Model of the registry; with `--train`, or a configuration as JSON.
     #[arg(long)]
     model: String,
     /// Images per run.
@@ -198,17 +198,18 @@ fn worker(args: &Args, started: Instant) -> Result<()> {
     let weights = args.weights.as_deref().unwrap_or(Path::new(""));
     let mut plan = Model::plan_file(&network, weights, shape(&input)?, &options(args))?;
     let error = largest_error(plan.run(&input)?.logits().as_slice(), wanted.as_slice());
-    serve(started, f64::from(error), || run(&mut plan, &input))
+    serve(started, f64::from(error), 0.0, || run(&mut plan, &input))
 }
 
 /// Times training steps, or serves them to a benchmark.
 fn train(args: &Args, started: Instant) -> Result<()> {
-    let info = models::get(&args.model)?;
-    let side = args.size.unwrap_or(info.input);
+    let (network, made_for) = step::network(&args.model)?;
+    let side = args.size.or(made_for).ok_or_else(|| Error::invalid(&args.model, "needs --size"))?;
     let options = TrainOptions::new().threads(args.threads);
     if !args.no_check {
         step::Training::check(&args.model, &options)?;
     }
+    forget_peak();
     let before = resident_mib("VmRSS:");
     let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
     let predicted = at.plan.predicted_bytes() as f64 / 1048576.0;
@@ -221,7 +222,7 @@ fn train(args: &Args, started: Instant) -> Result<()> {
         }
     };
     if args.worker {
-        return serve(started, 0.0, timed);
+        return serve(started, 0.0, before, timed);
     }
     (0..2).try_for_each(|_| timed().map(|_| ()))?;
     let until = Instant::now() + Duration::from_secs_f64(args.seconds.max(0.0));
@@ -233,13 +234,13 @@ fn train(args: &Args, started: Instant) -> Result<()> {
     let (median, least) = (times[times.len() / 2], times[0]);
     let grown = resident_mib("VmHWM:") - before;
     let shape = [args.batch, 3, side, side];
-    let graph = convzoo::graph::Graph::draw(3, &models::build(&args.model, None)?)?;
+    let graph = convzoo::graph::Graph::draw(3, &network)?;
     let macs = convzoo::inspect::Summary::of(&graph, shape)?.macs;
     let peak = peak_gflops(Isa::detect(), args.threads);
     let share = 6.0 * macs as f64 / (median * 1e6) / peak * 100.0;
     if args.json {
         let report = serde_json::json!({
-            "model": info.name, "batch": args.batch, "threads": args.threads, "size": side, "isa": Isa::detect().name(),
+            "model": args.model, "batch": args.batch, "threads": args.threads, "size": side, "isa": Isa::detect().name(),
             "steps": times.len(), "median_ms": median, "min_ms": least, "peak_gflops": peak, "percent_of_peak": share,
             "predicted_mib": predicted, "grown_mib": grown,
         });
@@ -248,7 +249,7 @@ fn train(args: &Args, started: Instant) -> Result<()> {
         println!(
             "{} batch {} at {side}×{side}, {} threads, {}: median {median:.1} ms a step, min {least:.1} ({} steps), \
              {share:.0} % of the {peak:.0} GFLOP/s measured, {predicted:.0} MiB planned, {grown:.0} MiB grown",
-            info.name,
+            args.model,
             args.batch,
             args.threads,
             Isa::detect().name(),
@@ -258,8 +259,8 @@ fn train(args: &Args, started: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Speaks the protocol: `timed` is one run.
-fn serve(started: Instant, error: f64, mut timed: impl FnMut() -> Result<f64>) -> Result<()> {
+/// Speaks the protocol: `timed` is one run. The memory is also reported as what came to the MiB `before`.
+fn serve(started: Instant, error: f64, before: f64, mut timed: impl FnMut() -> Result<f64>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let pipe = |e| Error::io("standard output", e);
     writeln!(out, "ready {:.1} {error:.3e}", started.elapsed().as_secs_f64() * 1e3)
@@ -271,7 +272,14 @@ fn serve(started: Instant, error: f64, mut timed: impl FnMut() -> Result<f64>) -
         let times = (0..count).map(|_| Ok(format!("{:.4}", timed()?))).collect::<Result<Vec<_>>>()?;
         writeln!(out, "{}", times.join(" ")).and_then(|()| out.flush()).map_err(pipe)?;
     }
-    writeln!(out, "rss {:.1}", resident_mib("VmHWM:")).and_then(|()| out.flush()).map_err(pipe)
+    let peak = resident_mib("VmHWM:");
+    writeln!(out, "rss {peak:.1} {:.1}", peak - before).and_then(|()| out.flush()).map_err(pipe)
+}
+
+/// Counts the most memory ever held from now on, where Linux can.
+fn forget_peak() {
+    // It is only a better figure; without, that of the check before is counted too.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 /// The memory this process holds (`VmRSS:`) or the most it ever held (`VmHWM:`), as Linux counts it; 0 where it does not.

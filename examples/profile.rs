@@ -13,7 +13,7 @@ use clap::Parser;
 use convzoo::exec::StepTime;
 use convzoo::exec::TrainOptions;
 use convzoo::simd::{Isa, peak_gflops};
-use convzoo::{Model, PlanOptions, Result, Tensor, models};
+use convzoo::{Error, Model, PlanOptions, Result, Tensor, models};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::collections::BTreeMap;
 
@@ -49,10 +49,10 @@ fn main() {
 
 fn run(args: &Args) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(0);
-    let side = args.size.unwrap_or(models::get(&args.model)?.input);
     if args.train {
-        return train(args, side);
+        return train(args);
     }
+    let side = args.size.unwrap_or(models::get(&args.model)?.input);
     let model = Model::new(&models::build(&args.model, None)?, &mut rng)?;
     let mut plan = model.plan_with([args.batch, 3, side, side], &PlanOptions::new().threads(args.threads))?;
     drop(model);
@@ -67,7 +67,9 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn train(args: &Args, side: usize) -> Result<()> {
+fn train(args: &Args) -> Result<()> {
+    let side =
+        args.size.or(step::network(&args.model)?.1).ok_or_else(|| Error::invalid(&args.model, "needs --size"))?;
     let options = TrainOptions::new().threads(args.threads);
     let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
     let mut best = at.plan.profile(at.model.params_mut(), &at.images, 0)?;

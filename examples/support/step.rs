@@ -3,9 +3,20 @@
 use convzoo::exec::reference::{TrainStep, Value, train_step};
 use convzoo::exec::{TrainOptions, TrainPlan};
 use convzoo::graph::Role;
+use convzoo::models::ModelConfig;
 use convzoo::train::{At, CrossEntropy, Loss, Rule, Sgd, Targets};
 use convzoo::{Error, Model, Result, Tensor, models};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// A model of the registry, or the configuration in a JSON file; and the side of the images it is made for, if it is known.
+pub(crate) fn network(name: &str) -> Result<(ModelConfig, Option<usize>)> {
+    if !name.ends_with(".json") {
+        return Ok((ModelConfig::named(name)?, Some(models::get(name)?.input)));
+    }
+    let text = std::fs::read_to_string(name).map_err(|e| Error::io(name, e))?;
+    let config = serde_json::from_str(&text).map_err(|e| Error::format(name, e.to_string()))?;
+    Ok((config, None))
+}
 
 /// A network, a batch, and what it takes to train on it over and over.
 pub(crate) struct Training {
@@ -19,9 +30,9 @@ pub(crate) struct Training {
 }
 
 impl Training {
-    /// A registry model with random weights and a random batch of `shape`.
+    /// A model with random weights and a random batch of `shape`.
     pub(crate) fn new(name: &str, [batch, side]: [usize; 2], options: &TrainOptions) -> Result<Self> {
-        let network = models::build(name, None)?;
+        let (network, _) = network(name)?;
         let model = Model::new(&network, &mut StdRng::seed_from_u64(0))?;
         let mut rng = StdRng::seed_from_u64(1);
         let shape = [batch, 3, side, side];
@@ -95,7 +106,7 @@ impl Training {
 
     /// Refuses to time what is wrong. ReLUs near zero go one way in f32 and the other in f64, which the bound allows for.
     pub(crate) fn check(name: &str, options: &TrainOptions) -> Result<()> {
-        let side = models::get(name)?.input.min(96);
+        let side = network(name)?.1.unwrap_or(32).min(96);
         let error = Training::error(name, side, options)?;
         if error.is_nan() || error > 2e-2 {
             return Err(Error::invalid(

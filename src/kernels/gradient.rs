@@ -38,23 +38,59 @@ impl Tiled for Gate {
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
         let (image, c) = (tile % self.input.n, tile / self.input.n * CHANNELS);
-        let (plane, len) = (self.input.h * self.input.w, CHANNELS.min(self.input.c - c));
-        let mut total = [0.0f32; CHANNELS];
-        for first in (0..plane).step_by(PIXELS) {
-            let mut sums = [0.0f32; CHANNELS];
-            for pixel in image * plane + first..image * plane + plane.min(first + PIXELS) {
-                // SAFETY: the pixel and these channels lie in both maps.
-                let [dy, x] = unsafe {
-                    [(0, self.gradient.ld), (1, self.input.ld)]
-                        .map(|(i, ld)| std::slice::from_raw_parts(io.inputs[i].add(pixel * ld + c), len))
-                };
-                sums.iter_mut().zip(dy.iter().zip(x)).for_each(|(sum, (dy, x))| *sum += dy * x);
-            }
-            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        let until = self.input.c.min(c + CHANNELS);
+        let mut i = c;
+        while i < until {
+            // SAFETY: these channels are this tile's alone.
+            i += unsafe {
+                match i + 4 * S::LANES <= until {
+                    true => self.columns::<S, 4>(image, i, S::LANES, io),
+                    false => self.columns::<S, 1>(image, i, S::LANES.min(until - i), io),
+                }
+            };
         }
-        // SAFETY: the gate has these channels, which belong to this tile.
-        let to = unsafe { std::slice::from_raw_parts_mut(io.output.add(image * self.output.ld + c), len) };
-        meet(to, &total[..len], self.store);
+    }
+}
+
+impl Gate {
+    /// `V` registers of channels from `c` on, of the last of which `lanes` exist; returns the channels done.
+    ///
+    /// # Safety
+    /// As [`Tiled::compute`].
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const V: usize>(&self, image: usize, c: usize, lanes: usize, io: &Io) -> usize {
+        let plane = self.input.h * self.input.w;
+        // SAFETY: the pixels and these channels lie in both maps, and the gate has the channels.
+        unsafe {
+            let mask = S::mask(lanes);
+            let load = |p: *const f32, v: usize| {
+                if V == 1 { S::load_masked(p, mask) } else { S::load(p.add(v * S::LANES)) }
+            };
+            let mut dy = io.inputs[0].add(image * plane * self.gradient.ld + c);
+            let mut x = io.inputs[1].add(image * plane * self.input.ld + c);
+            let mut total = [S::zero(); V];
+            for first in (0..plane).step_by(PIXELS) {
+                let mut sums = [S::zero(); V];
+                for _ in first..plane.min(first + PIXELS) {
+                    for v in 0..V {
+                        sums[v] = S::fma(load(dy, v), load(x, v), sums[v]);
+                    }
+                    dy = dy.wrapping_add(self.gradient.ld);
+                    x = x.wrapping_add(self.input.ld);
+                }
+                for v in 0..V {
+                    total[v] = S::add(total[v], sums[v]);
+                }
+            }
+            for v in 0..V {
+                let to = io.output.add(image * self.output.ld + c + v * S::LANES);
+                if self.store == Store::Add {
+                    total[v] = S::add(total[v], S::load_masked(to, mask));
+                }
+                S::store_masked(to, total[v], mask);
+            }
+        }
+        V * S::LANES
     }
 }
 

@@ -60,6 +60,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: __m256) {
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn streamed() {
+        unsafe { _mm_sfence() }
+    }
+
+    #[inline(always)]
     unsafe fn mask(n: usize) -> __m256i {
         debug_assert!(n <= 8);
         unsafe { _mm256_loadu_si256(LANE_MASKS.as_ptr().add(8 - n).cast()) }
@@ -138,6 +148,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn where_positive(x: __m256, v: __m256) -> __m256 {
         unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_setzero_ps()), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn where_greater(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256 {
+        unsafe {
+            let greater = _mm256_or_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b), _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+            _mm256_blendv_ps(y, x, greater)
+        }
     }
 
     #[inline(always)]

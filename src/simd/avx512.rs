@@ -57,6 +57,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: __m512) {
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn streamed() {
+        unsafe { _mm_sfence() }
+    }
+
+    #[inline(always)]
     unsafe fn mask(n: usize) -> __mmask16 {
         ((1u32 << n) - 1) as __mmask16
     }
@@ -138,6 +148,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn where_positive(x: __m512, v: __m512) -> __m512 {
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_setzero_ps()), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn where_greater(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+        unsafe {
+            let greater = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            _mm512_mask_mov_ps(y, greater, x)
+        }
     }
 
     #[inline(always)]

@@ -102,6 +102,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_masked(p: *const f32, m: Self::M) -> Self::V;
     /// The lanes of `m` to `p`; other memory is not touched.
     unsafe fn store_masked(p: *mut f32, v: Self::V, m: Self::M);
+    /// As [`store`](Self::store), past the caches where the CPU can: for what is read much later. `p` lies on the boundary of
+    /// a register. Whoever is to read it from another thread needs [`streamed`](Self::streamed) in between.
+    unsafe fn stream(p: *mut f32, v: Self::V) {
+        // SAFETY: passed on.
+        unsafe { Self::store(p, v) }
+    }
+    /// Makes what was streamed visible to other threads, as stores are.
+    unsafe fn streamed() {}
     /// Hint: the cache line of `p` is needed soon. `p` may be any address.
     unsafe fn prefetch(p: *const f32);
     /// Hint: the cache line of `p` is needed later; it need not come nearer than the second cache.
@@ -129,6 +137,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn max_nan(a: Self::V, b: Self::V) -> Self::V;
     /// `v` where `x > 0`, zero elsewhere (also where `x` is NaN).
     unsafe fn where_positive(x: Self::V, v: Self::V) -> Self::V;
+    /// `x` where `a > b` or `a` is NaN, `y` elsewhere.
+    unsafe fn where_greater(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
     /// The nearest integers, ties to even; |v| below 2²².
     unsafe fn round(v: Self::V) -> Self::V;
     /// `v · 2ⁿ` for integral `n` in [-250, 250]; overflows to infinity and underflows to zero as a product does.

@@ -158,6 +158,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn where_greater(a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_t) -> float32x4_t {
+        unsafe { vbslq_f32(vorrq_u32(vcgtq_f32(a, b), vmvnq_u32(vceqq_f32(a, a))), x, y) }
+    }
+
+    #[inline(always)]
     unsafe fn round(v: float32x4_t) -> float32x4_t {
         unsafe { vrndnq_f32(v) }
     }

@@ -134,6 +134,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn where_greater(a: [f32; 4], b: [f32; 4], x: [f32; 4], y: [f32; 4]) -> [f32; 4] {
+        from_fn(|i| if a[i] > b[i] || a[i].is_nan() { x[i] } else { y[i] })
+    }
+
+    #[inline(always)]
     unsafe fn round(v: [f32; 4]) -> [f32; 4] {
         // Adding 1.5 · 2²³ leaves no room for a fraction: the sum is rounded to an integer, ties to even.
         const SHIFT: f32 = 12_582_912.0;

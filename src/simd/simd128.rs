@@ -158,6 +158,11 @@ impl Simd for Simd128 {
     }
 
     #[inline(always)]
+    unsafe fn where_greater(a: v128, b: v128, x: v128, y: v128) -> v128 {
+        v128_bitselect(x, y, v128_or(f32x4_gt(a, b), f32x4_ne(a, a)))
+    }
+
+    #[inline(always)]
     unsafe fn round(v: v128) -> v128 {
         f32x4_nearest(v)
     }

@@ -83,6 +83,9 @@ impl Task for Arithmetic {
             assert!(first(S::max(two, S::splat(nan))).is_nan() && first(S::min(two, S::splat(nan))).is_nan());
             assert!(first(S::max_nan(S::splat(nan), two)).is_nan() && first(S::max_nan(two, S::splat(nan))).is_nan());
             assert_eq!(first(S::max_nan(three, two)), 3.0);
+            let chosen = [(2.0, 1.0), (1.0, 1.0), (1.0, nan), (nan, 1.0), (nan, nan)]
+                .map(|(a, b)| first(S::where_greater(S::splat(a), S::splat(b), three, two)));
+            assert_eq!(chosen, [3.0, 2.0, 2.0, 3.0, 3.0]);
             let kept = [1.0, 0.0, -1.0, nan].map(|x| first(S::where_positive(S::splat(x), two)));
             assert_eq!(kept, [2.0, 0.0, 0.0, 0.0]);
             assert_eq!((S::hmax(three), S::hsum(two)), (3.0, 2.0 * S::LANES as f32));

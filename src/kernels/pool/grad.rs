@@ -1,7 +1,7 @@
 //! Pooling while training: maxima that remember where they were, and the way back.
 //!
-//! The windows of neighbouring outputs overlap, so an image's channels, in blocks, are one tile: no two tiles write to the
-//! same place.
+//! Windows overlap, so the way back asks every input pixel which windows hold it, and adds up what they bring in the order
+//! of the windows, in registers: nothing is written twice.
 
 #![allow(unsafe_code, reason = "vector loops over raw pointers")]
 
@@ -14,8 +14,8 @@ use crate::simd::{Isa, Simd};
 /// Most taps of a window whose maxima can be remembered: their numbers are bytes.
 pub const MOST_TAPS: usize = 256;
 
-/// Channels of a tile.
-const CHANNELS: usize = 64;
+/// Lanes of the widest register.
+const MOST_LANES: usize = 16;
 
 /// Floats that the numbers of a map's maxima take.
 pub fn indices_len(output: Map) -> usize {
@@ -39,6 +39,46 @@ struct Remembering {
     tiling: Tiling,
 }
 
+impl Remembering {
+    /// `V` registers of channels of an output pixel, of the last of which `lanes` exist; `from` is its window's first tap.
+    ///
+    /// # Safety
+    /// The window lies in the input; the channels exist there, at `to` and at `index`.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const V: usize>(
+        &self,
+        window: [Span; 2],
+        from: *const f32,
+        (to, index): (*mut f32, *mut u8),
+        lanes: usize,
+    ) {
+        let [down, across] = [self.dilation[0] * self.input.w, self.dilation[1]].map(|pixels| pixels * self.input.ld);
+        // SAFETY: the taps are the window's; the mask keeps to the channels.
+        unsafe {
+            let mask = S::mask(lanes);
+            let (mut best, mut taps) = ([S::splat(f32::NEG_INFINITY); V], [S::zero(); V]);
+            for row in 0..window[0].count {
+                for column in 0..window[1].count {
+                    let tap = S::splat((row * window[1].count + column) as f32);
+                    let at = from.add(row * down + column * across);
+                    for v in 0..V {
+                        let value = if V == 1 { S::load_masked(at, mask) } else { S::load(at.add(v * S::LANES)) };
+                        taps[v] = S::where_greater(value, best[v], tap, taps[v]);
+                        best[v] = S::where_greater(value, best[v], value, best[v]);
+                    }
+                }
+            }
+            for v in 0..V {
+                S::store_masked(to.add(v * S::LANES), best[v], mask);
+                let mut numbers = [0.0f32; MOST_LANES];
+                S::store(numbers.as_mut_ptr(), taps[v]);
+                let bytes = std::slice::from_raw_parts_mut(index.add(v * S::LANES), lanes);
+                bytes.iter_mut().zip(numbers).for_each(|(byte, number)| *byte = number as u8);
+            }
+        }
+    }
+}
+
 impl Tiled for Remembering {
     fn name(&self) -> String {
         "max_pool_indices".to_owned()
@@ -53,23 +93,21 @@ impl Tiled for Remembering {
         let (input, output) = (self.input, self.output);
         for pixel in self.tiling.range(tile) {
             let (image, y, x) = (pixel / (output.h * output.w), pixel / output.w % output.h, pixel % output.w);
-            let (rows, columns) = (self.spans[0][y], self.spans[1][x]);
+            let window = [self.spans[0][y], self.spans[1][x]];
+            let first = (image * input.h + window[0].first) * input.w + window[1].first;
             // SAFETY: the pixel lies in the output, its taps in the input; every element has a byte.
             unsafe {
-                let best = std::slice::from_raw_parts_mut(io.output.add(pixel * output.ld), output.c);
-                let indices = io.also[0].cast::<u8>().add(pixel * output.c);
-                let indices = std::slice::from_raw_parts_mut(indices, output.c);
-                best.fill(f32::NEG_INFINITY);
-                indices.fill(0);
-                for tap in 0..rows.count * columns.count {
-                    let row = rows.first + tap / columns.count * self.dilation[0];
-                    let column = columns.first + tap % columns.count * self.dilation[1];
-                    let from = io.inputs[0].add(((image * input.h + row) * input.w + column) * input.ld);
-                    let from = std::slice::from_raw_parts(from, output.c);
-                    for ((best, index), &v) in best.iter_mut().zip(indices.iter_mut()).zip(from) {
-                        let greater = v > *best || v.is_nan();
-                        *best = if greater { v } else { *best };
-                        *index = if greater { tap as u8 } else { *index };
+                let from = io.inputs[0].wrapping_add(first * input.ld);
+                let (to, index) = (io.output.add(pixel * output.ld), io.also[0].cast::<u8>().add(pixel * output.c));
+                let mut c = 0;
+                while c < output.c {
+                    let (from, to) = (from.wrapping_add(c), (to.add(c), index.add(c)));
+                    if c + 4 * S::LANES <= output.c {
+                        self.columns::<S, 4>(window, from, to, S::LANES);
+                        c += 4 * S::LANES;
+                    } else {
+                        self.columns::<S, 1>(window, from, to, S::LANES.min(output.c - c));
+                        c += S::LANES;
                     }
                 }
             }
@@ -77,10 +115,15 @@ impl Tiled for Remembering {
     }
 }
 
+/// Channels whose sums are held in registers together.
+const SIDE: usize = 64;
+/// Where fewer are left.
+const LANES: usize = 8;
+
 /// The gradient of [`max`]. Inputs: the gradient of the output, the bytes. Output: the gradient of the input.
 pub fn max_gradient(input: Map, output: Map, window: Window, placed: Placed, store: Store, isa: Isa) -> impl Kernel {
-    let spans = windows(&window, &placed, false);
-    Light { isa, kernel: Spread { input, output, spans, dilation: window.dilation, share: Share::Index, store } }
+    let kernel = Spread::new([input, output], windows(&window, &placed, false), window.dilation, store);
+    Light { isa, kernel: Spread { share: Share::Index, ..kernel } }
 }
 
 /// The gradient of [`average`](super::average). Input: that of the output. Output: that of the input.
@@ -93,13 +136,12 @@ pub fn average_gradient(
     isa: Isa,
 ) -> impl Kernel {
     let spans = windows(&window, &placed, count_include_pad);
-    Light { isa, kernel: Spread { input, output, spans, dilation: window.dilation, share: Share::Equal, store } }
+    Light { isa, kernel: Spread::new([input, output], spans, window.dilation, store) }
 }
 
 /// The gradient of [`adaptive_average`](super::adaptive_average). Input: that of the output. Output: that of the input.
 pub fn adaptive_gradient(input: Map, output: Map, store: Store, isa: Isa) -> impl Kernel {
-    let spans = regions(input, output);
-    Light { isa, kernel: Spread { input, output, spans, dilation: [1; 2], share: Share::Equal, store } }
+    Light { isa, kernel: Spread::new([input, output], regions(input, output), [1; 2], store) }
 }
 
 /// Who gets the gradient of a window.
@@ -115,9 +157,69 @@ struct Spread {
     input: Map,
     output: Map,
     spans: [Vec<Span>; 2],
-    dilation: [usize; 2],
+    /// The windows that hold a row or column of the input, in order, and as which of their taps.
+    reach: [Vec<Vec<(usize, usize)>>; 2],
     share: Share,
     store: Store,
+    /// Rows of the input.
+    tiling: Tiling,
+}
+
+impl Spread {
+    fn new([input, output]: [Map; 2], spans: [Vec<Span>; 2], dilation: [usize; 2], store: Store) -> Self {
+        let reach = [0, 1].map(|axis| {
+            let mut reach = vec![Vec::new(); [input.h, input.w][axis]];
+            for (window, span) in spans[axis].iter().enumerate() {
+                (0..span.count).for_each(|tap| reach[span.first + tap * dilation[axis]].push((window, tap)));
+            }
+            reach
+        });
+        let windows: usize = reach.iter().map(|axis| axis.iter().map(Vec::len).max().unwrap_or(0).max(1)).product();
+        let tiling = Tiling::new(input.n * input.h, input.w * input.c * (1 + windows));
+        Spread { input, output, spans, reach, share: Share::Equal, store, tiling }
+    }
+
+    /// `N` channels, from `c` on, of the gradient of pixel `x` of row `row`.
+    ///
+    /// # Safety
+    /// The pixel and the channels exist.
+    #[inline(always)]
+    unsafe fn channels<const N: usize>(&self, (row, x): (usize, usize), c: usize, io: &Io) {
+        let (input, output) = (self.input, self.output);
+        let (image, y) = (row / input.h, row % input.h);
+        let mut sums = [0.0f32; N];
+        for &(oy, ty) in &self.reach[0][y] {
+            for &(ox, tx) in &self.reach[1][x] {
+                let (rows, columns) = (self.spans[0][oy], self.spans[1][ox]);
+                let pixel = (image * output.h + oy) * output.w + ox;
+                // SAFETY: the window lies in the output, and every element of it has a byte.
+                unsafe {
+                    let dy = io.inputs[0].add(pixel * output.ld + c).cast::<[f32; N]>().read_unaligned();
+                    match self.share {
+                        Share::Equal => {
+                            let weight = 1.0 / (rows.divisor * columns.divisor) as f32;
+                            (0..N).for_each(|n| sums[n] += weight * dy[n]);
+                        }
+                        Share::Index => {
+                            let from = io.inputs[1].cast::<u8>().add(pixel * output.c + c);
+                            let taps = from.cast::<[u8; N]>().read_unaligned().map(i32::from);
+                            let tap = (ty * columns.count + tx) as i32;
+                            (0..N).for_each(|n| sums[n] += if taps[n] == tap { dy[n] } else { 0.0 });
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: as demanded.
+        unsafe {
+            let to = io.output.add((row * input.w + x) * input.ld + c).cast::<[f32; N]>();
+            if self.store == Store::Add {
+                let old = to.read_unaligned();
+                (0..N).for_each(|n| sums[n] += old[n]);
+            }
+            to.write_unaligned(sums);
+        }
+    }
 }
 
 impl Tiled for Spread {
@@ -126,42 +228,32 @@ impl Tiled for Spread {
     }
 
     fn tiles(&self) -> usize {
-        self.input.n * self.input.c.div_ceil(CHANNELS)
+        self.tiling.tiles()
+    }
+
+    fn resident_bytes(&self) -> usize {
+        let entries: usize = self.reach.iter().flatten().map(Vec::len).sum();
+        entries * size_of::<(usize, usize)>()
     }
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
-        let (input, output) = (self.input, self.output);
-        let (image, c) = (tile % input.n, tile / input.n * CHANNELS);
-        let len = CHANNELS.min(input.c - c);
-        // SAFETY: these channels of this image belong to this tile; spans lie in the image.
-        unsafe {
-            let dx = |row: usize, column: usize| {
-                let at = io.output.add(((image * input.h + row) * input.w + column) * input.ld + c);
-                std::slice::from_raw_parts_mut(at, len)
-            };
-            if self.store == Store::Set {
-                (0..input.h * input.w).for_each(|p| dx(p / input.w, p % input.w).fill(0.0));
-            }
-            for (y, rows) in self.spans[0].iter().enumerate() {
-                for (x, columns) in self.spans[1].iter().enumerate() {
-                    let pixel = (image * output.h + y) * output.w + x;
-                    let dy = std::slice::from_raw_parts(io.inputs[0].add(pixel * output.ld + c), len);
-                    let divisor = rows.divisor * columns.divisor;
-                    let weight = if divisor == 0 { 0.0 } else { 1.0 / divisor as f32 };
-                    for tap in 0..rows.count * columns.count {
-                        let row = rows.first + tap / columns.count * self.dilation[0];
-                        let to = dx(row, columns.first + tap % columns.count * self.dilation[1]);
-                        match self.share {
-                            Share::Equal => to.iter_mut().zip(dy).for_each(|(to, d)| *to += weight * d),
-                            Share::Index => {
-                                let indices = io.inputs[1].cast::<u8>().add(pixel * output.c + c);
-                                let indices = std::slice::from_raw_parts(indices, len);
-                                for ((to, &d), &index) in to.iter_mut().zip(dy).zip(indices) {
-                                    *to += if index == tap as u8 { d } else { 0.0 };
-                                }
-                            }
-                        }
+        for row in self.tiling.range(tile) {
+            for x in 0..self.input.w {
+                let mut c = 0;
+                // SAFETY: the pixel is one of the tile's alone, and these channels exist.
+                unsafe {
+                    while c + SIDE <= self.input.c {
+                        self.channels::<SIDE>((row, x), c, io);
+                        c += SIDE;
+                    }
+                    while c + LANES <= self.input.c {
+                        self.channels::<LANES>((row, x), c, io);
+                        c += LANES;
+                    }
+                    while c < self.input.c {
+                        self.channels::<1>((row, x), c, io);
+                        c += 1;
                     }
                 }
             }

@@ -4,7 +4,7 @@
 
 use super::super::weights::{Packing, learned_with};
 use super::super::{ConvSpec, Learned};
-use super::weight::{Gathered, WeightGradient};
+use super::weight::{Gathered, Transposed, WeightGradient};
 use crate::kernels::light::{Light, Tiled, Tiling};
 use crate::kernels::weights::whole;
 use crate::kernels::{Io, Map, Store, WEIGHTS, Weights};
@@ -120,8 +120,8 @@ pub(super) fn weight(spec: ConvSpec, isa: Isa) -> WeightGradient {
     let (taps, c) = (spec.window.taps(), spec.output.c);
     let rows = spec.output.n * spec.output.h;
     let slices = (rows * spec.output.w * c * taps / 1_000_000).clamp(1, 16).min(rows.max(1));
-    let kernel = Weight { spec, slices, block: if c > 64 { 64 } else { c } };
-    let gathered = Gathered { slices, rows: c, taps, run: 1, order: (0..taps).collect() };
+    let kernel = Weight { spec, slices, block: if c > 64 { 64 } else { c }, lanes: isa.lanes() };
+    let gathered = Gathered { slices, rows: c, order: (0..taps).collect() };
     WeightGradient {
         kernel: Box::new(Light { isa, kernel }),
         partial: slices * taps * c,
@@ -129,51 +129,111 @@ pub(super) fn weight(spec: ConvSpec, isa: Isa) -> WeightGradient {
     }
 }
 
-/// `dw[slice][tap][c] = Σ dy[p][c] · x[p + tap][c]`.
+/// `dw[slice][tap][c] = Σ dy[p][c] · x[p + tap][c]`, one register of channels at a time: the input rows that an output row
+/// reads are copied there, border included, and every product is then one load and one addition to a sum in a register.
 struct Weight {
     spec: ConvSpec,
     slices: usize,
     /// Channels of a tile.
     block: usize,
+    lanes: usize,
 }
 
-/// Taps whose sums are kept in registers together.
-const TAPS: usize = 9;
+/// What the rows of a slice are summed up for.
+#[derive(Clone, Copy)]
+struct Column<M> {
+    /// The first of its channels, and which exist.
+    c: usize,
+    mask: M,
+    /// Where the sums of its taps go.
+    to: *mut f32,
+}
 
 impl Weight {
-    /// Sums of up to `TAPS` taps from `first` on, for one register of channels.
+    /// Pixels of a copied row.
+    fn width(&self) -> usize {
+        let window = self.spec.window;
+        (self.spec.output.w - 1) * window.stride[1] + window.span(1)
+    }
+
+    /// Copies input row `y` of an image, which may lie outside, to `line`.
+    ///
+    /// # Safety
+    /// `line` has room for it.
     #[inline(always)]
-    unsafe fn taps<S: Simd>(&self, rows: Range<usize>, io: &Io, (c, mask): (usize, S::M), first: usize, to: *mut f32) {
-        let ConvSpec { input, output, window, placed, .. } = self.spec;
-        let count = TAPS.min(window.taps() - first);
-        let Map { ld, .. } = input;
-        // SAFETY: pixels outside the image are not read; the mask keeps to the channels.
+    unsafe fn copy<S: Simd>(&self, image: usize, y: usize, io: &Io, column: &Column<S::M>, line: *mut f32) {
+        let Map { h, w, ld, .. } = self.spec.input;
+        let before = self.spec.placed.before[1];
+        // SAFETY: pixels outside the image are not read.
         unsafe {
-            let mut total = [S::zero(); TAPS];
+            let from = io.inputs[0].wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld) + column.c);
+            for i in 0..self.width() {
+                let x = i.wrapping_sub(before);
+                let inside = y < h && x < w;
+                let value = if inside { S::load_masked(from.wrapping_add(x * ld), column.mask) } else { S::zero() };
+                S::store(line.add(i * S::LANES), value);
+            }
+        }
+    }
+
+    /// All output rows of a slice, for `KH` rows of `KW` taps from row `first` on.
+    ///
+    /// # Safety
+    /// As [`Tiled::compute`]; `lines` has room for `KH` rows.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const KH: usize, const KW: usize>(
+        &self,
+        rows: Range<usize>,
+        io: &Io,
+        column: &Column<S::M>,
+        lines: *mut f32,
+        first: [usize; 2],
+    ) {
+        let ConvSpec { output, window, placed, .. } = self.spec;
+        let (pitch, step) = (self.width() * S::LANES, window.stride[1] * S::LANES);
+        let apart = window.dilation[1] * S::LANES;
+        // SAFETY: as demanded.
+        unsafe {
+            let mut total = [[S::zero(); KW]; KH];
+            // Which input row each line holds.
+            let mut holds = [usize::MAX; KH];
             for row in rows {
                 let (image, oy) = (row / output.h, row % output.h);
-                let mut sums = [S::zero(); TAPS];
+                let mut line = [std::ptr::null::<f32>(); KH];
+                for ky in 0..KH {
+                    // The row, counted from the first one of padding.
+                    let y = oy * window.stride[0] + (first[0] + ky) * window.dilation[0];
+                    let number = image * (output.h * window.stride[0] + window.span(0)) + y;
+                    let slot = y / window.dilation[0] % KH;
+                    let at = lines.add(slot * pitch);
+                    if holds[slot] != number {
+                        holds[slot] = number;
+                        self.copy::<S>(image, y.wrapping_sub(placed.before[0]), io, column, at);
+                    }
+                    line[ky] = at.add(first[1] * apart).cast_const();
+                }
+                let mut sums = [[S::zero(); KW]; KH];
+                let dy = io.inputs[1].add(row * output.w * output.ld + column.c);
                 for ox in 0..output.w {
-                    let dy = S::load_masked(io.inputs[1].add((row * output.w + ox) * output.ld + c), mask);
-                    for t in 0..TAPS {
-                        if t >= count {
-                            break;
-                        }
-                        let (ky, kx) = ((first + t) / window.kernel[1], (first + t) % window.kernel[1]);
-                        let y = (oy * window.stride[0] + ky * window.dilation[0]).wrapping_sub(placed.before[0]);
-                        let x = (ox * window.stride[1] + kx * window.dilation[1]).wrapping_sub(placed.before[1]);
-                        if y < input.h && x < input.w {
-                            let from = io.inputs[0].add(((image * input.h + y) * input.w + x) * ld + c);
-                            sums[t] = S::fma(S::load_masked(from, mask), dy, sums[t]);
+                    let d = S::load_masked(dy.add(ox * output.ld), column.mask);
+                    for ky in 0..KH {
+                        for kx in 0..KW {
+                            let x = S::load(line[ky].add(ox * step + kx * apart));
+                            sums[ky][kx] = S::fma(x, d, sums[ky][kx]);
                         }
                     }
                 }
-                for t in 0..TAPS {
-                    total[t] = S::add(total[t], sums[t]);
+                for ky in 0..KH {
+                    for kx in 0..KW {
+                        total[ky][kx] = S::add(total[ky][kx], sums[ky][kx]);
+                    }
                 }
             }
-            for t in 0..count {
-                S::store_masked(to.add((first + t) * output.c + c), total[t], mask);
+            for ky in 0..KH {
+                for kx in 0..KW {
+                    let tap = (first[0] + ky) * window.kernel[1] + first[1] + kx;
+                    S::store_masked(column.to.add(tap * output.c + column.c), total[ky][kx], column.mask);
+                }
             }
         }
     }
@@ -188,50 +248,32 @@ impl Tiled for Weight {
         self.slices * self.spec.output.c.div_ceil(self.block)
     }
 
+    fn scratch(&self) -> usize {
+        self.spec.window.kernel[0] * self.width() * self.lanes
+    }
+
     #[inline(always)]
-    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         let channels = self.spec.output.c;
         let (slice, block) = (tile % self.slices, tile / self.slices);
         let rows = self.spec.output.n * self.spec.output.h;
         let rows = slice * rows / self.slices..(slice + 1) * rows / self.slices;
         let until = channels.min((block + 1) * self.block);
+        let (lines, [kh, kw]) = (scratch.as_mut_ptr(), self.spec.window.kernel);
         for c in (block * self.block..until).step_by(S::LANES) {
-            for first in (0..self.spec.window.taps()).step_by(TAPS) {
-                // SAFETY: the slice has a float for every tap and channel.
-                unsafe {
-                    let mask = S::mask(S::LANES.min(until - c));
-                    let to = io.output.add(slice * self.spec.window.taps() * channels);
-                    self.taps::<S>(rows.clone(), io, (c, mask), first, to);
+            // SAFETY: the slice has a float for every tap and channel, the scratch room for every row of taps.
+            unsafe {
+                let to = io.output.add(slice * self.spec.window.taps() * channels);
+                let column = Column { c, mask: S::mask(S::LANES.min(until - c)), to };
+                match [kh, kw] {
+                    [3, 3] => self.rows::<S, 3, 3>(rows.clone(), io, &column, lines, [0, 0]),
+                    [5, 5] => self.rows::<S, 5, 5>(rows.clone(), io, &column, lines, [0, 0]),
+                    _ => {
+                        for tap in 0..kh * kw {
+                            self.rows::<S, 1, 1>(rows.clone(), io, &column, lines, [tap / kw, tap % kw]);
+                        }
+                    }
                 }
-            }
-        }
-    }
-}
-
-/// Adds up the slices and puts the taps of each channel together.
-struct Transposed(Gathered);
-
-impl Tiled for Transposed {
-    fn name(&self) -> String {
-        "gather_slices".to_owned()
-    }
-
-    fn tiles(&self) -> usize {
-        1
-    }
-
-    #[inline(always)]
-    unsafe fn compute<S: Simd>(&self, _: usize, io: &Io, _: &mut [f32]) {
-        let Gathered { slices, rows: c, taps, .. } = self.0;
-        for tap in 0..taps {
-            for channel in 0..c {
-                let mut sum = 0.0;
-                for slice in 0..slices {
-                    // SAFETY: one float for every slice, tap and channel.
-                    sum += unsafe { *io.inputs[0].add((slice * taps + tap) * c + channel) };
-                }
-                // SAFETY: one float for every channel and tap.
-                unsafe { *io.output.add(channel * taps + tap) = sum };
             }
         }
     }

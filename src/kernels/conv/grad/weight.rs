@@ -12,7 +12,7 @@
 
 use super::super::indirect::Taps;
 use super::super::{ConvSpec, Precision, winograd};
-use crate::kernels::gemm::outer::{Block, Outer};
+use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Kernel, Store};
 use crate::simd::{Isa, Simd};
@@ -57,15 +57,24 @@ pub fn weight_gradient_rows(spec: ConvSpec, isa: Isa) -> WeightGradient {
 
 pub(super) fn product(spec: ConvSpec, taps: Taps, order: Vec<usize>, isa: Isa) -> WeightGradient {
     let kernel = Product::new(spec, taps, isa);
-    let count = taps.count[0] * taps.count[1];
-    let direct = kernel.slices == 1 && order.iter().enumerate().all(|(i, &at)| i == at);
+    let turned = kernel.rows == Rows::Inputs;
+    let direct = !turned && kernel.slices == 1 && order.iter().enumerate().all(|(i, &at)| i == at);
     let partial = if direct { 0 } else { kernel.slices * spec.output.c * spec.depth() };
-    let gathered = Gathered { slices: kernel.slices, rows: spec.output.c, taps: count, run: taps.run, order };
-    WeightGradient {
-        kernel: Box::new(Light { isa, kernel }),
-        partial,
-        gather: (!direct).then(|| Box::new(Light { isa, kernel: gathered }) as Box<dyn Kernel>),
-    }
+    let gathered = Gathered { slices: kernel.slices, rows: spec.output.c, order };
+    let gather: Box<dyn Kernel> = match turned {
+        true => Box::new(Light { isa, kernel: Transposed(gathered) }),
+        false => Box::new(Light { isa, kernel: gathered }),
+    };
+    WeightGradient { kernel: Box::new(Light { isa, kernel }), partial, gather: (!direct).then_some(gather) }
+}
+
+/// Which map's channels are the rows of the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// The gradient's: a row of the product is a row of the weights.
+    Outputs,
+    /// The input's: for runs that fill registers badly.
+    Inputs,
 }
 
 /// The outer products of a convolution.
@@ -73,6 +82,7 @@ struct Product {
     spec: ConvSpec,
     taps: Taps,
     outer: Outer,
+    rows: Rows,
     /// Slices of the pixels.
     slices: usize,
     /// Parts of a group's output channels.
@@ -92,17 +102,32 @@ impl Product {
     fn new(spec: ConvSpec, taps: Taps, isa: Isa) -> Self {
         let outer = Outer::new(isa);
         let (outputs, depth, pixels) = (spec.group_outputs(), spec.depth(), spec.output.pixels());
+        let [plain, turned] = [[outputs, taps.run], [taps.run, outputs]].map(|size| outer.cost(size));
+        let turns = spec.groups == 1 && outputs * depth <= SUMS && 10 * turned < 9 * plain && pixels > 1;
+        let rows = if turns { Rows::Inputs } else { Rows::Outputs };
         // Whole tiles of rows, and sums that fit.
-        let rows = (SUMS / depth / 6 * 6).clamp(6, outputs.next_multiple_of(6));
-        let parts = outputs.div_ceil(rows);
+        let fitting = (SUMS / depth / 6 * 6).clamp(6, outputs.next_multiple_of(6));
+        let parts = if turns { 1 } else { outputs.div_ceil(fitting) };
         let wanted = (outputs * spec.groups * depth * pixels / MACS_PER_TILE).clamp(1, 16);
         let slices = wanted.div_ceil(parts * spec.groups).min(pixels.div_ceil(PIXELS)).max(1);
         let zero = AlignedBuf::zeros(spec.input.c.max(taps.run));
-        Product { spec, taps, outer, slices, parts, zero }
+        Product { spec, taps, outer, rows, slices, parts, zero }
     }
 
     fn taps(&self) -> usize {
         self.taps.count[0] * self.taps.count[1]
+    }
+
+    /// What the next block will read: the gradient and, if a pixel is read once, the input.
+    fn ahead(&self, pixels: Range<usize>, output: usize, outputs: usize, group: usize, io: &Io) -> [Ahead; 2] {
+        let ConvSpec { input, output: map, .. } = self.spec;
+        let dy = io.inputs[1].wrapping_add(pixels.start * map.ld + output);
+        let dy = Ahead::new(dy, pixels.len(), [outputs, map.ld]);
+        if !self.spec.window.is_pointwise() {
+            return [dy, Ahead::NONE];
+        }
+        let x = io.inputs[0].wrapping_add(pixels.start * input.ld + group * self.spec.group_inputs());
+        [dy, Ahead::new(x, pixels.len(), [self.spec.group_inputs(), input.ld])]
     }
 
     /// The output channels of a part of a group.
@@ -114,7 +139,8 @@ impl Product {
 
 impl Tiled for Product {
     fn name(&self) -> String {
-        format!("weight_gradient_{}_{}", self.spec.label(), self.outer.tile_name())
+        let turned = if self.rows == Rows::Inputs { "_turned" } else { "" };
+        format!("weight_gradient_{}{turned}_{}", self.spec.label(), self.outer.tile_name())
     }
 
     fn tiles(&self) -> usize {
@@ -122,38 +148,64 @@ impl Tiled for Product {
     }
 
     fn scratch(&self) -> usize {
-        2 * self.taps() * PIXELS
+        2 * (self.taps() + 1) * PIXELS
+    }
+
+    fn resident_bytes(&self) -> usize {
+        4 * self.zero.len()
     }
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         let (slice, rest) = (tile / (self.parts * self.spec.groups), tile % (self.parts * self.spec.groups));
         let (group, part) = (rest / self.parts, self.part(rest % self.parts));
-        let (pixels, run) = (self.spec.output.pixels(), self.taps.run);
+        let (pixels, run, outputs) = (self.spec.output.pixels(), self.taps.run, self.spec.output.c);
         let cut = |i: usize| i * pixels / self.slices;
         let range = cut(slice)..cut(slice + 1);
         let first_output = group * self.spec.group_outputs() + part.start;
-        let table = scratch.as_mut_ptr().cast::<*const f32>();
+        let gradient = scratch.as_mut_ptr().cast::<*const f32>();
+        let table = gradient.wrapping_add(PIXELS);
         let blocks = range.len().div_ceil(PIXELS).max(1);
         for block in 0..blocks {
             let start = range.start + block * range.len() / blocks;
             let end = range.start + (block + 1) * range.len() / blocks;
-            // SAFETY: the table has room for every tap of a block of pixels; the channels of the group lie behind every
-            // pointer; the sums of this slice, these outputs and each tap are this tile's alone.
+            // SAFETY: the table has room for every tap of a block of pixels, and before it for the gradient's pixels; the
+            // channels of the group lie behind every pointer; the sums of this slice, these outputs and each tap are this
+            // tile's alone.
             unsafe {
+                for (i, pixel) in (start..end).enumerate() {
+                    *gradient.add(i) = io.inputs[1].add(pixel * self.spec.output.ld);
+                }
                 self.taps.fill(start..end, io.inputs[0], self.zero.as_ptr(), table, end - start);
+                let dy = Side { pixels: gradient.cast_const(), skip: first_output };
+                let next = (range.end - end).min(end - start);
+                let ahead = self.ahead(end..end + next, first_output, part.len(), group, io);
                 for tap in 0..self.taps() {
-                    let at = ((slice * self.spec.output.c + first_output) * self.taps() + tap) * run;
-                    self.outer.run(&Block {
-                        a: io.inputs[1].add(start * self.spec.output.ld + first_output),
-                        ld_a: self.spec.output.ld,
-                        b: table.add(tap * (end - start)).cast_const(),
-                        skip: group * self.spec.group_inputs(),
-                        pixels: end - start,
-                        c: io.output.add(at),
-                        ld_c: self.taps() * run,
-                        size: [part.len(), run],
-                        store: if block == 0 { Store::Set } else { Store::Add },
+                    let pixels = table.add(tap * (end - start)).cast_const();
+                    let x = Side { pixels, skip: group * self.spec.group_inputs() };
+                    let store = if block == 0 { Store::Set } else { Store::Add };
+                    let ahead = if tap == 0 { ahead } else { [Ahead::NONE; 2] };
+                    self.outer.run(&match self.rows {
+                        Rows::Outputs => Block {
+                            a: dy,
+                            b: x,
+                            pixels: end - start,
+                            c: io.output.add(((slice * outputs + first_output) * self.taps() + tap) * run),
+                            ld_c: self.taps() * run,
+                            size: [part.len(), run],
+                            store,
+                            ahead,
+                        },
+                        Rows::Inputs => Block {
+                            a: x,
+                            b: dy,
+                            pixels: end - start,
+                            c: io.output.add((slice * self.taps() + tap) * run * outputs),
+                            ld_c: outputs,
+                            size: [run, outputs],
+                            store,
+                            ahead,
+                        },
                     });
                 }
             }
@@ -161,13 +213,11 @@ impl Tiled for Product {
     }
 }
 
-/// Adds up the slices of `[slice][row][tap][run]` and puts each row in PyTorch's order.
+/// Adds up the slices of `[slice][row][depth]` and puts each row in PyTorch's order.
 pub(super) struct Gathered {
     pub(super) slices: usize,
     pub(super) rows: usize,
-    pub(super) taps: usize,
-    pub(super) run: usize,
-    /// Position within the row of `[tap][run]`.
+    /// Position within the row of each of `depth`.
     pub(super) order: Vec<usize>,
 }
 
@@ -188,12 +238,16 @@ impl Tiled for Gathered {
     }
 
     fn scratch(&self) -> usize {
-        self.taps * self.run
+        self.order.len()
+    }
+
+    fn resident_bytes(&self) -> usize {
+        size_of_val(&self.order[..])
     }
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let len = self.taps * self.run;
+        let len = self.order.len();
         let sums = &mut scratch[..len];
         for row in tile * self.per_tile()..self.rows.min((tile + 1) * self.per_tile()) {
             // SAFETY: every slice holds every row; the gradient has as many rows.
@@ -208,6 +262,46 @@ impl Tiled for Gathered {
             }
             for (&at, &sum) in self.order.iter().zip(sums.iter()) {
                 to[at] = sum;
+            }
+        }
+    }
+}
+
+/// The same of `[slice][depth][row]`.
+pub(super) struct Transposed(pub(super) Gathered);
+
+/// Rows side by side.
+const SIDE: usize = 16;
+
+impl Tiled for Transposed {
+    fn name(&self) -> String {
+        "gather_turned".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.0.rows.div_ceil(SIDE)
+    }
+
+    fn resident_bytes(&self) -> usize {
+        self.0.resident_bytes()
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let Gathered { slices, rows, ref order } = self.0;
+        let first = tile * SIDE;
+        let count = SIDE.min(rows - first);
+        for (i, &at) in order.iter().enumerate() {
+            let mut sums = [0.0f32; SIDE];
+            for slice in 0..slices {
+                let from = ((slice * order.len()) + i) * rows + first;
+                // SAFETY: one float for every slice, depth and row.
+                let from = unsafe { std::slice::from_raw_parts(io.inputs[0].add(from), count) };
+                sums.iter_mut().zip(from).for_each(|(sum, v)| *sum += v);
+            }
+            for (row, &sum) in sums[..count].iter().enumerate() {
+                // SAFETY: one float for every row and depth.
+                unsafe { *io.output.add((first + row) * order.len() + at) = sum };
             }
         }
     }

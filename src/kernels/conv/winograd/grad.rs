@@ -12,11 +12,11 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
-use super::transform::{Before, F2, F4, MOST_IN, Squares, Turn, Turned};
+use super::transform::{Before, F2, F4, MOST_IN, SIDE, Squares, Turn, Turned, gather};
 use super::{Form, LEAST_CHANNELS};
 use crate::kernels::conv::ConvSpec;
 use crate::kernels::conv::grad::weight::WeightGradient;
-use crate::kernels::gemm::outer::{Block, Outer};
+use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Store};
 use crate::simd::{Isa, Simd, Task};
@@ -47,12 +47,12 @@ pub fn weight_gradient(spec: ConvSpec, form: Form, isa: Isa) -> WeightGradient {
 
 fn build<P: Turned>(spec: ConvSpec, form: Form, isa: Isa) -> WeightGradient {
     let kernel = Gradient::<P>::new(spec, form, isa);
-    let sums = form.products() * spec.output.c * spec.input.c;
-    let gather = Gather::<P> { slices: kernel.slices, channels: [spec.output.c, spec.input.c], points: PhantomData };
-    WeightGradient {
-        partial: kernel.slices * sums,
-        kernel: Box::new(Light { isa, kernel }),
-        gather: Some(Box::new(Light { isa, kernel: gather })),
+    let (slices, sums) = (kernel.slices, form.products() * spec.output.c * spec.input.c);
+    let gather = Gather::<P> { slices, channels: [spec.output.c, spec.input.c], points: PhantomData };
+    let kernel = Box::new(Light { isa, kernel });
+    match slices {
+        1 => WeightGradient { kernel, partial: 0, gather: None },
+        _ => WeightGradient { kernel, partial: slices * sums, gather: Some(Box::new(Light { isa, kernel: gather })) },
     }
 }
 
@@ -62,7 +62,7 @@ struct Gradient<P> {
     outer: Outer,
     /// Squares down and across an image.
     across: [usize; 2],
-    /// Slices of the squares, each with sums of its own.
+    /// Slices of the squares, each with sums of its own. The sums of a single slice are transformed back where they are.
     slices: usize,
     /// Parts of the output channels.
     parts: usize,
@@ -78,10 +78,16 @@ struct Gradient<P> {
 
 /// Floats of V that stay in the second cache.
 const V_FLOATS: usize = 96 << 10;
+/// Squares of a block; the more where V does not stay there anyway.
+const SQUARES: [usize; 2] = [32, 64];
 /// Floats of sums over all slices.
 const SUMS: usize = 3 << 20;
-/// Tiles for a few threads.
-const TILES: usize = 8;
+/// Floats of the sums of a part.
+const SUMS_OF_PART: usize = 3 << 19;
+/// Slices for a few threads.
+const SLICES: usize = 8;
+/// Parts for a few threads. Each transforms all inputs.
+const PARTS: usize = 4;
 /// Fewer output channels do not pay for the inputs they transform.
 const LEAST_OUTPUTS: usize = 48;
 
@@ -89,9 +95,12 @@ impl<P: Turned> Gradient<P> {
     fn new(spec: ConvSpec, form: Form, isa: Isa) -> Self {
         let across = form.across(&spec);
         let (squares, products) = (spec.output.n * across[0] * across[1], form.products());
-        let slices = (SUMS / (products * spec.input.c * spec.output.c)).clamp(1, TILES).min(squares.div_ceil(32));
-        let parts = TILES.div_ceil(slices).min(spec.output.c / LEAST_OUTPUTS).max(1);
-        let block = (V_FLOATS / (products * spec.input.c)).clamp(32, 64).min(squares.div_ceil(slices));
+        let sums = products * spec.input.c * spec.output.c;
+        let slices = (SUMS / sums).clamp(1, SLICES).min(squares.div_ceil(SQUARES[0]));
+        let parts = PARTS.div_ceil(slices).max(sums / SUMS_OF_PART).min(spec.output.c / LEAST_OUTPUTS).max(1);
+        let fitting = V_FLOATS / (products * spec.input.c);
+        let block = if fitting < SQUARES[0] { SQUARES[1] } else { fitting.min(SQUARES[1]) };
+        let block = block.min(squares.div_ceil(slices));
         let ld = [spec.input.c, spec.output.c.div_ceil(parts)].map(|c| c.next_multiple_of(16));
         // An odd number of cache lines: positions must not fall into the same set of the first cache.
         let stride = ld.map(|ld| ((block * ld).div_ceil(16) | 1) * 16);
@@ -111,10 +120,15 @@ impl<P: Turned> Gradient<P> {
         }
     }
 
-    /// Floats of the table of pointers, of V and of Z.
-    fn parts_of_scratch(&self) -> [usize; 3] {
+    /// Floats of the tables of pointers, of V, of Z, and of sums that no other kernel transforms back.
+    fn parts_of_scratch(&self) -> [usize; 4] {
         let products = self.form.products();
-        [(2 * products * self.block).next_multiple_of(16), products * self.stride[0], products * self.stride[1]]
+        let sums = match self.slices {
+            1 => products * self.spec.output.c.div_ceil(self.parts) * self.spec.input.c,
+            _ => 0,
+        };
+        let tables = (4 * self.block).next_multiple_of(16);
+        [tables, products * self.stride[0], products * self.stride[1], sums]
     }
 
     fn cut(all: usize, i: usize, parts: usize) -> Range<usize> {
@@ -136,16 +150,27 @@ impl<P: Turned> Tiled for Gradient<P> {
         self.parts_of_scratch().iter().sum()
     }
 
+    fn resident_bytes(&self) -> usize {
+        4 * self.zero.len()
+    }
+
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         let (slice, part) = (tile / self.parts, tile % self.parts);
         let (inputs, outputs, products) = (self.spec.input.c, self.spec.output.c, self.form.products());
         let columns = Self::cut(outputs, part, self.parts);
         let all = Self::cut(self.spec.output.n * self.across[0] * self.across[1], slice, self.slices);
-        let [table, v, _] = self.parts_of_scratch();
+        let [table, v, z, _] = self.parts_of_scratch();
         let (table, rest) = scratch.split_at_mut(table);
-        let (v, z) = rest.split_at_mut(v);
-        let (table, v, z) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr(), z.as_mut_ptr());
+        let (v, rest) = rest.split_at_mut(v);
+        let (z, sums) = rest.split_at_mut(z);
+        let (tables, v, z) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr(), z.as_mut_ptr());
+        let tables = [tables, tables.wrapping_add(self.block)];
+        // The first sum of a position, and sums from position to position.
+        let (sums, apart) = match self.slices {
+            1 => (sums.as_mut_ptr(), columns.len() * inputs),
+            _ => (io.output.wrapping_add((slice * products * outputs + columns.start) * inputs), outputs * inputs),
+        };
         let squares = Squares { spec: &self.spec, across: self.across, zero: self.zero.as_ptr() };
         let blocks = all.len().div_ceil(self.block).max(1);
         for block in 0..blocks {
@@ -172,20 +197,29 @@ impl<P: Turned> Tiled for Gradient<P> {
                 turn.run::<S>();
                 for position in 0..products {
                     for square in 0..count {
-                        *table.add(square) = v.add(position * stride + square * ld);
+                        *tables[0].add(square) = z.add(position * stride_z + square * ld_z);
+                        *tables[1].add(square) = v.add(position * stride + square * ld);
                     }
+                    let [a, b] = tables.map(|table| Side { pixels: table.cast_const(), skip: 0 });
                     self.outer.run(&Block {
-                        a: z.add(position * stride_z),
-                        ld_a: ld_z,
-                        b: table,
-                        skip: 0,
+                        a,
+                        b,
                         pixels: count,
-                        c: io.output.add(((slice * products + position) * outputs + columns.start) * inputs),
+                        c: sums.wrapping_add(position * apart),
                         ld_c: inputs,
                         size: [columns.len(), inputs],
                         store: if block == 0 { Store::Set } else { Store::Add },
+                        ahead: [Ahead::NONE; 2],
                     });
                 }
+            }
+        }
+        if self.slices == 1 {
+            for (i, o) in columns.enumerate() {
+                // SAFETY: sums for every input channel lie at every position; nine taps for each are this tile's alone.
+                unsafe {
+                    channel::<P>(sums.wrapping_add(i * inputs), [1, 0, apart], inputs, io.output.add(o * inputs * 9))
+                };
             }
         }
     }
@@ -199,9 +233,6 @@ struct Gather<P> {
     points: PhantomData<P>,
 }
 
-/// Input channels side by side.
-const SIDE: usize = 16;
-
 impl<P: Turned> Tiled for Gather<P> {
     fn name(&self) -> String {
         "gather_winograd".to_owned()
@@ -214,21 +245,12 @@ impl<P: Turned> Tiled for Gather<P> {
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
         let [outputs, inputs] = self.channels;
+        let apart = outputs * inputs;
         for o in tile * self.rows()..outputs.min((tile + 1) * self.rows()) {
-            for first in (0..inputs).step_by(SIDE) {
-                let count = SIDE.min(inputs - first);
-                let mut sums = [[0.0f32; SIDE]; MOST_IN * MOST_IN];
-                for slice in 0..self.slices {
-                    for (position, sums) in sums.iter_mut().enumerate().take(P::IN * P::IN) {
-                        let at = ((slice * P::IN * P::IN + position) * outputs + o) * inputs + first;
-                        // SAFETY: every slice has a sum for every position and pair of channels.
-                        let from = unsafe { std::slice::from_raw_parts(io.inputs[0].add(at), count) };
-                        sums.iter_mut().zip(from).for_each(|(sum, v)| *sum += v);
-                    }
-                }
-                // SAFETY: nine taps for each of these pairs.
-                let to = unsafe { std::slice::from_raw_parts_mut(io.output.add((o * inputs + first) * 9), 9 * count) };
-                back::<P>(&sums, to);
+            // SAFETY: every slice has a sum for every position and pair of channels; each pair has nine taps.
+            unsafe {
+                let sums = io.inputs[0].add(o * inputs);
+                channel::<P>(sums, [self.slices, P::IN * P::IN * apart, apart], inputs, io.output.add(o * inputs * 9));
             }
         }
     }
@@ -241,28 +263,51 @@ impl<P> Gather<P> {
     }
 }
 
+/// The taps of one output channel. Its sums begin at `sums`; there are so many slices, and so many floats from slice to
+/// slice and from position to position.
+///
+/// # Safety
+/// `inputs` sums are readable for every slice and position, nine times as many taps are writable.
+#[inline(always)]
+unsafe fn channel<P: Turned>(
+    sums: *const f32,
+    [slices, slice_apart, apart]: [usize; 3],
+    inputs: usize,
+    taps: *mut f32,
+) {
+    for first in (0..inputs).step_by(SIDE) {
+        let count = SIDE.min(inputs - first);
+        let mut square = [[0.0f32; SIDE]; MOST_IN * MOST_IN];
+        for slice in 0..slices {
+            for (position, square) in square.iter_mut().enumerate().take(P::IN * P::IN) {
+                // SAFETY: passed on.
+                let from = unsafe {
+                    let at = sums.add(slice * slice_apart + position * apart + first);
+                    std::slice::from_raw_parts(at, count)
+                };
+                square.iter_mut().zip(from).for_each(|(sum, v)| *sum += v);
+            }
+        }
+        // SAFETY: passed on.
+        back::<P>(&square, unsafe { std::slice::from_raw_parts_mut(taps.add(first * 9), 9 * count) });
+    }
+}
+
 /// `Gᵀ·dU·G` of up to 16 pairs, in f64, as the weights go.
 #[inline(always)]
 fn back<P: Turned>(sums: &[[f32; SIDE]; MOST_IN * MOST_IN], to: &mut [f32]) {
+    // Rows of Gᵀ·dU.
+    let mut rows = [[[0.0; SIDE]; MOST_IN]; 3];
+    for j in 0..P::IN {
+        let mut column = [[0.0; SIDE]; MOST_IN];
+        (0..P::IN).for_each(|i| column[i] = sums[i * P::IN + j].map(f64::from));
+        let column = gather::<P>(&column);
+        (0..3).for_each(|a| rows[a][j] = column[a]);
+    }
     let mut taps = [[0.0f32; SIDE]; 9];
     for a in 0..3 {
-        let mut row = [[0.0f64; SIDE]; MOST_IN];
-        for j in 0..P::IN {
-            for i in 0..P::IN {
-                for n in 0..SIDE {
-                    row[j][n] += P::G[i][a] * f64::from(sums[i * P::IN + j][n]);
-                }
-            }
-        }
-        for b in 0..3 {
-            let mut sum = [0.0f64; SIDE];
-            for j in 0..P::IN {
-                for n in 0..SIDE {
-                    sum[n] += P::G[j][b] * row[j][n];
-                }
-            }
-            (0..SIDE).for_each(|n| taps[a * 3 + b][n] = sum[n] as f32);
-        }
+        let row = gather::<P>(&rows[a]);
+        (0..3).for_each(|b| taps[a * 3 + b] = row[b].map(|sum| sum as f32));
     }
     for (n, to) in to.chunks_exact_mut(9).enumerate() {
         (0..9).for_each(|tap| to[tap] = taps[tap][n]);

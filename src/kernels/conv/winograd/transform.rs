@@ -34,6 +34,8 @@ pub(super) trait Points: Copy + Send + Sync + 'static {
     const STRIDE: usize = 1;
     /// `G`, the transform of the taps.
     const G: [[f64; MOST_TAPS]; MOST_IN];
+    /// Pairs of rows of `G`, from the second on, that differ in the sign of the odd taps: points ±x.
+    const PAIRS: usize;
 
     /// `Bᵀ·d`.
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN];
@@ -80,6 +82,7 @@ const fn rows(three: [[f64; 3]; MOST_IN]) -> [[f64; MOST_TAPS]; MOST_IN] {
 impl Points for F2 {
     const IN: usize = 4;
     const OUT: usize = 2;
+    const PAIRS: usize = 1;
     const G: [[f64; MOST_TAPS]; MOST_IN] =
         rows([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0], [0.0; 3], [0.0; 3]]);
 
@@ -105,6 +108,7 @@ impl Points for F2 {
 impl Points for F4 {
     const IN: usize = 6;
     const OUT: usize = 4;
+    const PAIRS: usize = 2;
     const G: [[f64; MOST_TAPS]; MOST_IN] = rows([
         [1.0, 0.0, 0.0],
         [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
@@ -157,6 +161,7 @@ impl Points for F2Five {
     const IN: usize = 6;
     const OUT: usize = 2;
     const TAPS: usize = 5;
+    const PAIRS: usize = 2;
     const G: [[f64; MOST_TAPS]; MOST_IN] = [
         [1.0, 0.0, 0.0, 0.0, 0.0],
         [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 1.0 / 3.0],
@@ -189,6 +194,7 @@ impl Points for F2Strided {
     const IN: usize = 5;
     const OUT: usize = 2;
     const STRIDE: usize = 2;
+    const PAIRS: usize = 0;
     const G: [[f64; MOST_TAPS]; MOST_IN] =
         rows([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0; 3]]);
 
@@ -232,8 +238,65 @@ impl Turned for F4 {
     }
 }
 
-/// Output channels whose taps are transformed side by side.
+/// Filters that are transformed side by side.
 pub(super) const SIDE: usize = 16;
+
+/// `G·g` in f64, or `Gᵀ·s`: what comes out of one line of a square.
+type Line<const N: usize> = [[f64; SIDE]; N];
+
+/// `sum += factor · values`, side by side. Factors are constants, and most are zero in half of the taps.
+#[inline(always)]
+fn add(sum: &mut [f64; SIDE], factor: f64, values: &[f64; SIDE]) {
+    if factor != 0.0 {
+        for n in 0..SIDE {
+            sum[n] += factor * values[n];
+        }
+    }
+}
+
+/// `G·g` for one line of taps. What two rows of a pair have in common is computed once.
+#[inline(always)]
+fn spread<P: Points>(g: &Line<MOST_TAPS>) -> Line<MOST_IN> {
+    let mut line = [[0.0; SIDE]; MOST_IN];
+    for i in 0..P::IN {
+        if i == 0 || i > 2 * P::PAIRS {
+            for y in 0..P::TAPS {
+                add(&mut line[i], P::G[i][y], &g[y]);
+            }
+        } else if i % 2 == 1 {
+            let [mut even, mut odd] = [[0.0; SIDE]; 2];
+            for y in 0..P::TAPS {
+                add(if y % 2 == 0 { &mut even } else { &mut odd }, P::G[i][y], &g[y]);
+            }
+            for n in 0..SIDE {
+                (line[i][n], line[i + 1][n]) = (even[n] + odd[n], even[n] - odd[n]);
+            }
+        }
+    }
+    line
+}
+
+/// `Gᵀ·s`, the way back through [`spread`].
+#[inline(always)]
+pub(super) fn gather<P: Points>(s: &Line<MOST_IN>) -> Line<MOST_TAPS> {
+    let mut line = [[0.0; SIDE]; MOST_TAPS];
+    for i in 0..P::IN {
+        if i == 0 || i > 2 * P::PAIRS {
+            for y in 0..P::TAPS {
+                add(&mut line[y], P::G[i][y], &s[i]);
+            }
+        } else if i % 2 == 1 {
+            let [mut even, mut odd] = [[0.0; SIDE]; 2];
+            for n in 0..SIDE {
+                (even[n], odd[n]) = (s[i][n] + s[i + 1][n], s[i][n] - s[i + 1][n]);
+            }
+            for y in 0..P::TAPS {
+                add(&mut line[y], P::G[i][y], if y % 2 == 0 { &even } else { &odd });
+            }
+        }
+    }
+    line
+}
 
 /// `G·g·Gᵀ` of up to 16 output channels in f64, rounded once: position `p` of input channel `k` and the `i`-th of the
 /// output channels goes to `values[(p · channels + k) · width + first + i]`.
@@ -261,6 +324,9 @@ impl<'a, P> Spread<'a, P> {
     }
 }
 
+/// A panel of more floats is written past the caches: its positions lie so far apart that all fall into the same few sets.
+const STREAMED: usize = 1 << 15;
+
 impl<P: Points> Task for Spread<'_, P> {
     type Output = ();
 
@@ -269,31 +335,32 @@ impl<P: Points> Task for Spread<'_, P> {
     unsafe fn run<S: Simd>(self) {
         let Spread { taps, order, channels, first, count, width, values, .. } = self;
         let window = P::TAPS * P::TAPS;
+        let streamed = values.len() >= STREAMED && count == SIDE;
         for k in 0..channels {
-            let mut g = [[0.0; SIDE]; MOST_TAPS * MOST_TAPS];
+            // Columns of taps.
+            let mut g = [[[0.0; SIDE]; MOST_TAPS]; MOST_TAPS];
             for n in 0..count {
                 let from = &taps[n * order.output + k * order.input..][..window];
-                (0..window).for_each(|tap| g[tap][n] = f64::from(from[order.tap(tap)]));
+                for tap in 0..window {
+                    g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(from[order.tap(tap)]);
+                }
+            }
+            // Rows of G·g.
+            let mut rows = [[[0.0; SIDE]; MOST_TAPS]; MOST_IN];
+            for x in 0..P::TAPS {
+                let column = spread::<P>(&g[x]);
+                (0..P::IN).for_each(|i| rows[i][x] = column[i]);
             }
             for i in 0..P::IN {
-                // Row i of G·g.
-                let mut row = [[0.0; SIDE]; MOST_TAPS];
-                for x in 0..P::TAPS {
-                    for y in 0..P::TAPS {
-                        for n in 0..SIDE {
-                            row[x][n] += P::G[i][y] * g[y * P::TAPS + x][n];
-                        }
-                    }
-                }
+                let row = spread::<P>(&rows[i]);
                 for j in 0..P::IN {
                     let to = &mut values[((i * P::IN + j) * channels + k) * width + first..][..count];
-                    let mut sums = [0.0; SIDE];
-                    for x in 0..P::TAPS {
-                        for n in 0..SIDE {
-                            sums[n] += P::G[j][x] * row[x][n];
-                        }
+                    let sums = row[j].map(|sum| sum as f32);
+                    if streamed {
+                        // SAFETY: there are `SIDE` floats here, and packed columns start on a whole register's boundary.
+                        unsafe { stream::<S>(&sums, to.as_mut_ptr()) };
+                        continue;
                     }
-                    let sums = sums.map(|sum| sum as f32);
                     match to.first_chunk_mut::<SIDE>() {
                         Some(to) => *to = sums,
                         None => to.copy_from_slice(&sums[..count]),
@@ -301,6 +368,22 @@ impl<P: Points> Task for Spread<'_, P> {
                 }
             }
         }
+        if streamed {
+            // SAFETY: it has no condition.
+            unsafe { S::streamed() };
+        }
+    }
+}
+
+/// Writes past the caches.
+///
+/// # Safety
+/// `to` is writable for `SIDE` floats and lies on a cache line's boundary.
+#[inline(always)]
+unsafe fn stream<S: Simd>(values: &[f32; SIDE], to: *mut f32) {
+    for i in (0..SIDE).step_by(S::LANES) {
+        // SAFETY: passed on.
+        unsafe { S::stream(to.add(i), S::load(values.as_ptr().add(i))) };
     }
 }
 
