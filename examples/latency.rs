@@ -212,7 +212,7 @@ fn train(args: &Args, started: Instant) -> Result<()> {
     forget_peak();
     let before = resident_mib("VmRSS:");
     let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
-    let predicted = at.plan.predicted_bytes() as f64 / 1048576.0;
+    let predicted = at.predicted_bytes() as f64 / 1048576.0;
     let mut timed = || -> Result<f64> {
         let started = Instant::now();
         let loss = at.step()?;

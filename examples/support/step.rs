@@ -46,6 +46,13 @@ impl Training {
         Ok(Training { model, plan, images, targets, velocity, rule, done: 0 })
     }
 
+    /// Bytes of everything that is held from step to step.
+    pub(crate) fn predicted_bytes(&self) -> usize {
+        let weights: usize = self.model.params().defs().iter().map(|def| def.len()).sum();
+        let velocity: usize = self.velocity.iter().map(Vec::len).sum();
+        self.plan.predicted_bytes() + 4 * (weights + velocity + self.images.len())
+    }
+
     /// One step; the loss before it, all heads weighted.
     pub(crate) fn step(&mut self) -> Result<f64> {
         self.plan.forward(self.model.params_mut(), &self.images, self.done)?;

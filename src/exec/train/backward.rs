@@ -484,6 +484,7 @@ impl Author<'_> {
 
     fn multiply_backward(&mut self, unit: &Unit) {
         let isa = self.isa;
+        self.activation_and_bias(unit, At::None);
         let from = self.arrival(unit.output);
         let [a, b] = [0, 1].map(|i| self.kept_value(unit.inputs[i]));
         if self.needed[unit.inputs[0].index()] {
@@ -518,6 +519,12 @@ impl Author<'_> {
                 }
             };
             self.sketch.push(draft);
+        }
+        if let Some(shortcut) = unit.residual.filter(|value| self.needed[value.index()]) {
+            match self.may_share(shortcut) {
+                true => self.share(shortcut, from),
+                false => self.pass(shortcut, from),
+            }
         }
     }
 }

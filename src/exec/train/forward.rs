@@ -75,6 +75,9 @@ pub(super) struct Author<'a> {
     pub(super) again: Vec<Option<Place>>,
     /// The table of a norm, by its output.
     pub(super) tables: Vec<At>,
+    /// The means and, a pixel stride further on, the variances of the channels of a buffer, and which values' are known.
+    pub(super) measured: Vec<(usize, At)>,
+    pub(super) is_measured: Vec<bool>,
     /// The remembered taps of a max-pool, by its output.
     pub(super) indices: Vec<At>,
     /// Where a weight waits for the way back.
@@ -119,6 +122,8 @@ impl<'a> Author<'a> {
             arrived: vec![false; count],
             again: vec![None; count],
             tables: vec![At::None; count],
+            measured: Vec::new(),
+            is_measured: vec![false; count],
             indices: vec![At::None; count],
             kept: vec![At::None; params],
             followers: Vec::new(),
@@ -215,8 +220,14 @@ impl<'a> Author<'a> {
                 self.simple(unit, elementwise::add(x, other, y, unit.activation, isa));
             }
             Op::Mul => {
-                let gate = self.value(unit.inputs[1]).map;
-                self.simple(unit, elementwise::multiply(x, gate, y, unit.activation, isa));
+                let gate = self.value(unit.inputs[1]);
+                let Some(shortcut) = unit.residual.map(|value| self.value(value)) else {
+                    self.simple(unit, elementwise::multiply(x, gate.map, y, unit.activation, isa));
+                    return Ok(());
+                };
+                let kernel = elementwise::multiply_add(x, gate.map, shortcut.map, y, unit.activation, isa);
+                let (from, to) = (self.value(input), self.value(unit.output));
+                self.sketch.push(Draft::new(kernel, &[from.into(), gate.into(), shortcut.into()], to));
             }
             Op::Concat => {
                 for (value, there) in parts(self.program, self.value(unit.output), &unit.inputs) {
@@ -351,10 +362,7 @@ impl<'a> Author<'a> {
             let place =
                 if path.is_empty() { unit.op.name().to_owned() } else { format!("{path} ({})", unit.op.name()) };
             mode::check_batch(&place, [n, x.map.c, h, w])?;
-            let partial = self.sketch.buffer(norm::partial_len(x.map, 2));
-            self.sketch.push(Draft::new(norm::moments(x.map, self.isa), &[x.into()], partial));
-            let inputs = [partial, affine[0], affine[1]];
-            self.sketch.push(Draft::new(norm::statistics(x.map, eps, self.isa), &inputs, table));
+            self.batch_statistics(unit.inputs[0], eps, affine, table);
             if let At::Buffer(table, _) = table {
                 let (count, channels) = (x.map.pixels(), x.map.c);
                 self.followers.push(Follower { mean, var, momentum, count, channels, table });

@@ -1,4 +1,4 @@
-//! What is computed in one pass while training: `activation(norm(x) + shortcut)`, and activations that are known by their
+//! What is computed in one pass while training: `activation(norm(x) + shortcut)`, `activation(x · gate + shortcut)`, and activations that are known by their
 //! output behind what computes their argument.
 
 use crate::activation::Activation;
@@ -35,7 +35,7 @@ fn identities(program: &mut Program, noise: Noise) {
     program.remove(&gone);
 }
 
-/// Lets a norm add the shortcut while it stores.
+/// Lets a norm, or else a gate, add the shortcut while it stores.
 fn residuals(program: &mut Program) {
     let mut gone = HashSet::new();
     for i in 0..program.units.len() {
@@ -48,10 +48,17 @@ fn residuals(program: &mut Program) {
             let j = producers[inputs[k].index()]?;
             let unit = &program.units[j];
             let alone = uses[inputs[k].index()] == 1 && unit.residual.is_none() && unit.activation.is_none();
-            (alone && matches!(unit.op, Op::BatchNorm { .. }) && inputs[0] != inputs[1]).then_some((j, inputs[1 - k]))
+            let rank = match unit.op {
+                Op::BatchNorm { .. } => 1,
+                Op::Mul => 0,
+                _ => return None,
+            };
+            (alone && inputs[0] != inputs[1]).then_some((rank, j, inputs[1 - k]))
         };
         // The later of two: the other one is then ready.
-        let Some((j, other)) = able(0).into_iter().chain(able(1)).max_by_key(|&(j, _)| j) else { continue };
+        let Some((_, j, other)) = able(0).into_iter().chain(able(1)).max_by_key(|&(rank, j, _)| (rank, j)) else {
+            continue;
+        };
         let mut unit = program.units[j].clone();
         unit.residual = Some(other);
         unit.output = program.units[i].output;
@@ -76,6 +83,7 @@ fn activations(program: &mut Program) {
             // Computed again from the norm's input, or told by the output.
             Op::BatchNorm { .. } => before.residual.is_none() || cuts_off(activation),
             Op::Conv { .. } | Op::DeformConv { .. } | Op::Linear { .. } | Op::Add => has_output_gradient(activation),
+            Op::Mul => before.residual.is_some() && has_output_gradient(activation),
             _ => false,
         };
         if !fits || before.activation.is_some() || uses[source.index()] > 1 {

@@ -7,6 +7,7 @@
 //! - `sketch` collects steps that name buffers instead of addresses. A buffer lives from the first step that touches it to
 //!   the last, on the way back as on the way there, so what backward reads is kept, and nothing else;
 //! - `forward` and `backward` write each operation's steps;
+//! - `moments` measures what norms read, each map once;
 //! - `run` hands the memory to the kernels.
 //!
 //! What backward reads is mostly what convolutions read and wrote. The output of a norm and its activation is not kept: it
@@ -16,6 +17,7 @@
 mod backward;
 mod forward;
 mod fuse;
+mod moments;
 mod plan;
 mod run;
 mod sketch;

@@ -15,6 +15,16 @@ pub(super) enum At {
     Outside(usize),
 }
 
+impl At {
+    /// So many floats further on.
+    pub(super) fn at(self, floats: usize) -> At {
+        match self {
+            At::Buffer(buffer, offset) => At::Buffer(buffer, offset + floats),
+            other => other,
+        }
+    }
+}
+
 impl From<Place> for At {
     fn from(place: Place) -> Self {
         At::Buffer(place.buffer, place.offset)

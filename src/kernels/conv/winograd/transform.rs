@@ -336,17 +336,16 @@ impl<P: Points> Task for Spread<'_, P> {
         let Spread { taps, order, channels, first, count, width, values, .. } = self;
         let window = P::TAPS * P::TAPS;
         let streamed = values.len() >= STREAMED && count == SIDE;
+        // Columns of taps, and rows of G·g.
+        let mut g = [[[0.0; SIDE]; MOST_TAPS]; MOST_TAPS];
+        let mut rows = [[[0.0; SIDE]; MOST_TAPS]; MOST_IN];
         for k in 0..channels {
-            // Columns of taps.
-            let mut g = [[[0.0; SIDE]; MOST_TAPS]; MOST_TAPS];
             for n in 0..count {
                 let from = &taps[n * order.output + k * order.input..][..window];
                 for tap in 0..window {
                     g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(from[order.tap(tap)]);
                 }
             }
-            // Rows of G·g.
-            let mut rows = [[[0.0; SIDE]; MOST_TAPS]; MOST_IN];
             for x in 0..P::TAPS {
                 let column = spread::<P>(&g[x]);
                 (0..P::IN).for_each(|i| rows[i][x] = column[i]);
