@@ -45,7 +45,7 @@ def main():
     test_x, test_y, _ = load(args.folder / "test")
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1) * 255
-    model = zoo.build(args.model)
+    model = zoo.build(args.model).to(memory_format=torch.channels_last)
     torch.manual_seed(args.seed)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):

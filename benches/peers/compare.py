@@ -29,7 +29,7 @@ MODELS = (
     "alexnet vgg16 googlenet resnet18 resnet50 resnet152 densenet121 seresnet50 efficientnet_b0 efficientnet_b4".split()
 )
 PYTHON = ("pytorch", "pytorch_compiled", "onnxruntime", "openvino")
-RUST = ("rten", "tract", "candle")
+RUST = ("rten", "tract", "candle", "burn")
 OURS = "convzoo"
 WORST_ERROR = 1e-3
 """An engine further than this from the reference computes something else: no time is reported."""
@@ -198,7 +198,7 @@ def machine(setup, engines):
     versions = subprocess.run([*ask, *packages], capture_output=True, text=True, check=True).stdout.split()
     named = [f"{name} {version}" for name, version in zip(packages, versions)]
     lock = (HERE / "rust" / "Cargo.lock").read_text().split("[[package]]")
-    crates = {"rten": "rten", "tract": "tract-onnx", "candle": "candle-core"}
+    crates = {"rten": "rten", "tract": "tract-onnx", "candle": "candle-core", "burn": "burn"}
     for engine in engines:
         for entry in lock:
             if engine in crates and f'name = "{crates[engine]}"\n' in entry:

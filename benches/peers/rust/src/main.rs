@@ -1,5 +1,7 @@
 //! One Rust engine as a process: `peers ENGINE FOLDER MODEL BATCH THREADS`, in the protocol of `../worker.py`.
 
+#[cfg(feature = "burn")]
+mod burn;
 #[cfg(feature = "candle")]
 mod candle;
 #[cfg(feature = "rten")]
@@ -36,6 +38,8 @@ impl Case {
 
 fn prepare(engine: &str, case: &Case) -> Outcome<Run> {
     match engine {
+        #[cfg(feature = "burn")]
+        "burn" => burn::prepare(case),
         #[cfg(feature = "candle")]
         "candle" => candle::prepare(case),
         #[cfg(feature = "rten")]
