@@ -105,9 +105,9 @@ pub struct Progress {
     done: AtomicUsize,
 }
 
-/// Looks at a step that others still compute before offering the processor to someone else: longer than a tile should
-/// take, shorter than a slice of the scheduler's.
-const SPINS: u32 = 5_000;
+/// Looks at a step that others still compute before offering the processor to someone else: half a millisecond, longer
+/// than a tile takes, since whoever accepts keeps the processor for a slice of the scheduler's.
+const SPINS: u32 = 50_000;
 
 /// Tells the other workers to stop waiting if this one unwinds.
 struct Alarm<'a>(&'a AtomicBool);

@@ -52,6 +52,25 @@ fn eight_plans_run_at_once_from_eight_threads_give_the_bits_of_one_alone() {
 }
 
 #[test]
+fn batches_give_the_same_bits_whether_workers_share_a_portion_or_take_one_each() {
+    within_a_minute(|| {
+        let mut rng = StdRng::seed_from_u64(2);
+        let batch = Tensor::from_fn(&[8, 3, 128, 128], |_| 2.0 * rng.random::<f32>() - 1.0);
+        for name in ["resnet18", "googlenet", "densenet121", "efficientnet_b0"] {
+            let drawing = models::build(name, Some(10)).unwrap();
+            let model = Model::new(&drawing, &mut StdRng::seed_from_u64(0)).unwrap();
+            let plan = |threads| model.plan_with([8, 3, 128, 128], &PlanOptions::new().threads(threads)).unwrap();
+            let wanted = bits(&mut plan(1), &batch);
+            for threads in [2, 3, 4, 5] {
+                let mut plan = plan(threads);
+                assert_eq!(plan.explain().contains("every worker on its own"), threads % 2 == 0, "{name}, {threads}");
+                (0..3).for_each(|_| assert!(bits(&mut plan, &batch) == wanted, "{name}, {threads} threads"));
+            }
+        }
+    });
+}
+
+#[test]
 fn plans_run_inside_a_rayon_pool_on_every_one_of_its_threads() {
     within_a_minute(|| {
         let (model, image) = (model(), image());

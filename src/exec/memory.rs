@@ -28,12 +28,20 @@ pub(super) struct Layout {
     offsets: Vec<usize>,
     /// Which buffers hold the whole batch, not just a portion of it.
     whole: Vec<bool>,
+    /// Lanes: how many portions can be worked on at the same time.
+    pub(super) lanes: usize,
+    /// Floats from one lane's buffers of a portion to the next lane's.
+    pub(super) lane: usize,
     /// Floats in the arena.
     pub(super) len: usize,
     /// Set if the input is packed with a border for the stem.
     pub(super) border: Option<Border>,
 }
 
+/// More than this of maps in lanes would leave the cache.
+const LANES_BYTES: usize = 16 << 20;
+
+#[derive(Clone, Copy)]
 pub(super) struct Buffer {
     /// Floats.
     pub(super) len: usize,
@@ -57,19 +65,38 @@ pub(super) fn pixel_stride(c: usize, pixels: usize) -> usize {
 impl Layout {
     /// Places every value of `program`. `border` is the stem's wish for a padded input. Concatenations whose inputs all
     /// write in place disappear; see [`Layout::copies`] for the others.
-    /// Values that only the units of `portions` know have room for one portion.
-    pub(super) fn new(program: &Program, border: Option<Border>, portions: Portions) -> Self {
+    /// Values that only the units of `portions` know have room for one portion, in each of `lanes` lanes or fewer:
+    /// as many as [`LANES_BYTES`] hold.
+    pub(super) fn new(program: &Program, border: Option<Border>, portions: Portions, lanes: usize) -> Self {
         let (mut places, mut buffers) = places(program, border);
         shorten(program, &mut places, &mut buffers, portions);
         lifetimes(program, &places, &mut buffers, portions);
-        let (offsets, len) = pack(&buffers);
-        Layout { places, offsets, whole: buffers.iter().map(|b| b.whole).collect(), len, border }
+        let whole: Vec<bool> = buffers.iter().map(|b| b.whole).collect();
+        // A lane is a buffer of its own, there while portions are.
+        let (short, long): (Vec<usize>, Vec<usize>) = (0..buffers.len()).partition(|&i| !whole[i]);
+        let (within, lane) = pack(&short.iter().map(|&i| buffers[i]).collect::<Vec<_>>());
+        // Whole cache lines, and not a multiple of 4 KB.
+        let lane = if lane == 0 { 0 } else { lane.next_multiple_of(1024) + 16 };
+        let lanes = if 4 * lane * lanes <= LANES_BYTES { lanes } else { 1 };
+        let all = Buffer { len: lane * lanes, whole: true, first: 0, last: portions.units.saturating_sub(1) };
+        let packed: Vec<Buffer> = long.iter().map(|&i| buffers[i]).chain([all]).collect();
+        let (at, len) = pack(&packed);
+        let (&base, at) = at.split_last().expect("the lanes");
+        let mut offsets = vec![0; buffers.len()];
+        long.into_iter().zip(at).for_each(|(i, &at)| offsets[i] = at);
+        short.into_iter().zip(within).for_each(|(i, within)| offsets[i] = base + within);
+        Layout { places, offsets, whole, lanes, lane, len, border }
+    }
+
+    /// Whether a value has a place in every lane.
+    pub(super) fn in_lanes(&self, value: NodeId) -> bool {
+        !self.whole[self.place(value).buffer]
     }
 
     /// Floats from one image of a value to the same place in the next portion's, `images` further.
     pub(super) fn portion_stride(&self, value: NodeId, images: usize) -> usize {
-        let Place { buffer, map, .. } = self.place(value);
-        if self.whole[buffer] { images * map.h * map.w * map.ld } else { 0 }
+        let map = self.place(value).map;
+        images * map.h * map.w * map.ld
     }
 
     /// Where a value lives.

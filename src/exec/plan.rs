@@ -111,11 +111,13 @@ impl Plan {
         let mut program = Program::lower(graph, shapes, ids)?;
         passes::run(&mut program, source, options.precision)?;
         let portions = Portions::of(&program, source.defs());
-        let layout = Layout::new(&program, stem_border(&program), portions);
         let team = Team::new(threads);
+        let lanes = portions.lanes(input[0], team.threads());
+        let layout = Layout::new(&program, stem_border(&program), portions, lanes);
         let means = Means { source, precision: options.precision, isa, team: &team };
         let Prepared { steps, repeated } = prepare::steps(&mut program, &layout, portions, means)?;
-        let turns = Turns { steps: steps.len(), repeated, portions: input[0] / portions.images.max(1) };
+        let turns =
+            Turns { steps: steps.len(), repeated, portions: input[0] / portions.images.max(1), lanes: layout.lanes };
         let outputs = wanted.into_iter().zip(&program.wanted);
         let outputs = outputs.map(|((name, id), _)| {
             let vector = graph.node(id).drawn.size == crate::graph::Size::Vector;
@@ -124,7 +126,12 @@ impl Plan {
         });
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
         let weight_bytes = steps.iter().map(|s| s.kernel.resident_bytes()).sum();
-        let runner = Runner::new(team, &steps, turns, Sizes { arena: layout.len, outside: 1 + outputs.len() })?;
+        let runner = Runner::new(
+            team,
+            &steps,
+            turns,
+            Sizes { arena: layout.len, lane: layout.lane, outside: 1 + outputs.len() },
+        )?;
         Ok(Plan { input, steps, outputs, runner, notes: program.notes, isa, weight_bytes })
     }
 
@@ -169,10 +176,11 @@ impl Plan {
             let tiles = step.kernel.tiles();
             let _ = writeln!(text, "{i:4}  {:width$}  {shape:20}  {kernel} ({tiles} tiles){fused}", step.path);
         }
-        let Turns { repeated, portions, .. } = self.runner.turns();
+        let Turns { repeated, portions, lanes, .. } = self.runner.turns();
         if repeated > 0 {
             let (last, images) = (repeated - 1, n / portions);
-            let _ = writeln!(text, "note  steps 0 to {last} run {portions} times, on {images} of the images each");
+            let how = if lanes > 1 { ", every worker on its own" } else { "" };
+            let _ = writeln!(text, "note  steps 0 to {last} run {portions} times, on {images} of the images each{how}");
         }
         for note in &self.notes {
             let _ = writeln!(text, "note  {:width$}  {}", note.path, note.text);

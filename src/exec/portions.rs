@@ -19,6 +19,14 @@ pub(super) struct Portions {
 const BYTES: usize = 4 << 20;
 
 impl Portions {
+    /// Lanes worth having for `threads` workers, each of which then takes whole portions and waits for no one: as many as
+    /// workers, if these get about equally many of the `batch`'s portions.
+    pub(super) fn lanes(self, batch: usize, threads: usize) -> usize {
+        let portions = if self.units == 0 { 1 } else { batch / self.images };
+        let rounds = portions.div_ceil(threads);
+        if portions >= threads && 5 * rounds * threads <= 6 * portions { threads } else { 1 }
+    }
+
     /// By shape alone.
     pub(super) fn of(program: &Program, defs: &[ParamDef]) -> Self {
         let batch = program.units.first().map_or(1, |unit| program.shape(unit.output)[0]);

@@ -26,6 +26,8 @@ pub(super) enum Slot {
     None,
     /// Floats from the start of the arena.
     Arena(usize),
+    /// The same in the first lane: one portion of a value that no one else knows.
+    Lane(usize),
     /// A place in the arena that lies further on for every portion of the batch.
     Portioned {
         /// Floats from the start of the arena.
@@ -173,6 +175,7 @@ impl Maker<'_> {
         let offset = self.layout.address(value) + channel;
         match self.portion {
             None => Slot::Arena(offset),
+            Some(_) if self.layout.in_lanes(value) => Slot::Lane(offset),
             Some(images) => Slot::Portioned { offset, stride: self.layout.portion_stride(value, images) },
         }
     }

@@ -14,6 +14,8 @@ use std::time::Instant;
 pub(super) struct Sizes {
     /// Floats of the arena.
     pub(super) arena: usize,
+    /// Floats from lane to lane.
+    pub(super) lane: usize,
     /// Pieces of memory outside the plan.
     pub(super) outside: usize,
 }
@@ -25,6 +27,7 @@ pub(super) struct Runner {
     /// One scratch area of `scratch_len` floats per worker.
     scratch: AlignedBuf,
     scratch_len: usize,
+    lane: usize,
     turns: Turns,
     progress: Vec<Progress>,
     /// What [`Slot::Outside`] stands for in the current run.
@@ -40,12 +43,14 @@ pub(super) struct Turns {
     pub(super) repeated: usize,
     /// Portions of the batch.
     pub(super) portions: usize,
+    /// Portions that can be worked on at the same time: 1, or one per worker.
+    pub(super) lanes: usize,
 }
 
 impl Turns {
     /// Every step once.
     pub(super) fn once(steps: usize) -> Self {
-        Turns { steps, repeated: 0, portions: 1 }
+        Turns { steps, repeated: 0, portions: 1, lanes: 1 }
     }
 
     pub(super) fn len(self) -> usize {
@@ -89,7 +94,7 @@ unsafe impl Sync for Pointer {}
 
 impl Runner {
     pub(super) fn new(team: Team, steps: &[Step], turns: Turns, sizes: Sizes) -> Result<Self> {
-        let Sizes { arena, outside } = sizes;
+        let Sizes { arena, lane, outside } = sizes;
         let longest = steps.iter().map(|s| s.kernel.scratch()).max().unwrap_or(0);
         let scratch_len = longest.next_multiple_of(16);
         let buffer = |len: usize| {
@@ -100,6 +105,7 @@ impl Runner {
             arena: buffer(arena)?,
             scratch: buffer(scratch_len * team.threads())?,
             scratch_len,
+            lane,
             turns,
             progress: (0..turns.len()).map(|_| Progress::default()).collect(),
             outside: vec![Pointer::NONE; outside],
@@ -126,6 +132,25 @@ impl Runner {
         self.turns
     }
 
+    /// Runs all turns. If there are lanes, workers take whole portions as long as these last.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    pub(super) unsafe fn run_all(&mut self, steps: &[Step]) {
+        let (turns, repeats) = (self.turns, self.turns.repeated * self.turns.portions);
+        // SAFETY: passed on.
+        unsafe {
+            if turns.lanes > 1 {
+                let memory = self.memory();
+                let run = self.begin(memory, steps, 0..repeats);
+                self.team.run(&Lanes(run), &self.progress[..1]);
+                self.run(steps, repeats..turns.len());
+            } else {
+                self.run(steps, 0..turns.len());
+            }
+        }
+    }
+
     /// Runs the turns `range` of the steps the runner was made for.
     ///
     /// # Safety
@@ -133,18 +158,29 @@ impl Runner {
     /// at the same time; `outside` holds memory of the extent the kernels expect for every number they use, valid until
     /// this returns, and none of it overlaps what is written.
     pub(super) unsafe fn run(&mut self, steps: &[Step], range: Range<usize>) {
-        let run = Run {
+        let memory = self.memory();
+        let run = self.begin(memory, steps, range.clone());
+        // SAFETY: passed on; `&mut self` keeps everyone else out of the arena.
+        unsafe { self.team.run(&run, &self.progress[range]) };
+    }
+
+    /// The arena and the scratch areas.
+    fn memory(&mut self) -> [*mut f32; 2] {
+        [self.arena.as_mut_ptr(), self.scratch.as_mut_ptr()]
+    }
+
+    fn begin<'a>(&'a self, [arena, scratch]: [*mut f32; 2], steps: &'a [Step], range: Range<usize>) -> Run<'a> {
+        Run {
             steps,
             turns: self.turns,
             first: range.start,
             count: range.len(),
-            arena: self.arena.as_mut_ptr(),
-            scratch: self.scratch.as_mut_ptr(),
+            arena,
+            lane: self.lane,
+            scratch,
             scratch_len: self.scratch_len,
             outside: &self.outside,
-        };
-        // SAFETY: passed on; `&mut self` keeps everyone else out of the arena.
-        unsafe { self.team.run(&run, &self.progress[range]) };
+        }
     }
 }
 
@@ -156,25 +192,77 @@ struct Run<'a> {
     first: usize,
     count: usize,
     arena: *mut f32,
+    lane: usize,
     scratch: *mut f32,
     scratch_len: usize,
     outside: &'a [Pointer],
+}
+
+/// What a tile of a step works on.
+#[derive(Clone, Copy)]
+struct At {
+    portion: usize,
+    /// Whose buffers of a portion.
+    lane: usize,
+    /// Whose scratch area.
+    worker: usize,
 }
 
 // SAFETY: workers follow the pointers only inside `compute`, at the disjoint tiles and scratch areas handed to them.
 unsafe impl Sync for Run<'_> {}
 
 impl Run<'_> {
-    fn address(&self, slot: Slot, portion: usize) -> *mut f32 {
+    fn address(&self, slot: Slot, at: At) -> *mut f32 {
         match slot {
             Slot::None => std::ptr::null_mut(),
             // SAFETY: the layout keeps every address inside the arena.
             Slot::Arena(offset) => unsafe { self.arena.add(offset) },
+            // SAFETY: the same, for every lane.
+            Slot::Lane(offset) => unsafe { self.arena.add(offset + at.lane * self.lane) },
             // SAFETY: the same, for every portion.
-            Slot::Portioned { offset, stride } => unsafe { self.arena.add(offset + portion * stride) },
+            Slot::Portioned { offset, stride } => unsafe { self.arena.add(offset + at.portion * stride) },
             Slot::Outside(i) => self.outside[i].0,
             // SAFETY: the images have as many portions as the plan.
-            Slot::Images(stride) => unsafe { self.outside[IMAGE].0.add(portion * stride) },
+            Slot::Images(stride) => unsafe { self.outside[IMAGE].0.add(at.portion * stride) },
+        }
+    }
+
+    /// # Safety
+    /// As [`Steps::compute`]; nobody else works in this lane on another step or portion.
+    unsafe fn tile(&self, step: &Step, tile: usize, at: At) {
+        let mut inputs = [std::ptr::null(); MAX_INPUTS];
+        inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot, at).cast_const());
+        let [output, also] = [[step.output, Slot::None], step.also].map(|slots| slots.map(|s| self.address(s, at)));
+        let io = Io { inputs, output: output[0], also };
+        // SAFETY: worker numbers are distinct, so the scratch areas are; the layout keeps maps that are alive at the
+        // same time apart and inside the arena; the image was checked to have the planned shape; nothing writes to it.
+        unsafe {
+            let scratch = self.scratch.add(at.worker * self.scratch_len);
+            let scratch = std::slice::from_raw_parts_mut(scratch, self.scratch_len);
+            step.kernel.run(tile, &io, scratch);
+        }
+    }
+}
+
+/// The repeated steps of a run, a portion per tile: whoever takes it computes all of it, in the lane of its own.
+struct Lanes<'a>(Run<'a>);
+
+impl Steps for Lanes<'_> {
+    fn steps(&self) -> usize {
+        1
+    }
+
+    fn tiles(&self, _: usize) -> usize {
+        self.0.turns.portions
+    }
+
+    unsafe fn compute(&self, _: usize, portion: usize, worker: usize) {
+        let at = At { portion, lane: worker, worker };
+        for step in &self.0.steps[..self.0.turns.repeated] {
+            for tile in 0..step.tiles {
+                // SAFETY: one thread, in order, in a lane of its own; portions of what holds the whole batch lie apart.
+                unsafe { self.0.tile(step, tile, at) };
+            }
         }
     }
 }
@@ -190,18 +278,8 @@ impl Steps for Run<'_> {
 
     unsafe fn compute(&self, turn: usize, tile: usize, worker: usize) {
         let (step, portion) = self.turns.at(self.first + turn);
-        let step = &self.steps[step];
-        let mut inputs = [std::ptr::null(); MAX_INPUTS];
-        inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot, portion).cast_const());
-        let [output, also] =
-            [[step.output, Slot::None], step.also].map(|slots| slots.map(|s| self.address(s, portion)));
-        let io = Io { inputs, output: output[0], also };
-        // SAFETY: worker numbers are distinct, so the scratch areas are; the layout keeps maps that are alive at the
-        // same time apart and inside the arena; the image was checked to have the planned shape; nothing writes to it.
-        unsafe {
-            let scratch = std::slice::from_raw_parts_mut(self.scratch.add(worker * self.scratch_len), self.scratch_len);
-            step.kernel.run(tile, &io, scratch);
-        }
+        // SAFETY: passed on; steps follow each other, so one lane does.
+        unsafe { self.tile(&self.steps[step], tile, At { portion, lane: 0, worker }) };
     }
 }
 
@@ -211,7 +289,10 @@ impl Plan {
     /// The outputs borrow the plan's own memory: copy what must outlive the next run. NaN in the image is passed on
     /// as arithmetic does.
     pub fn run(&mut self, image: &Tensor) -> Result<Outputs<'_>> {
-        self.run_turns(image, 0..self.runner.turns().len())?;
+        self.lend(image)?;
+        // SAFETY: the layout keeps maps that are alive at the same time apart and inside the arena; the image was checked
+        // to have the planned shape, the outputs have theirs.
+        unsafe { self.runner.run_all(&self.steps) };
         Ok(Outputs { values: &self.outputs })
     }
 
@@ -220,9 +301,11 @@ impl Plan {
     pub fn profile(&mut self, image: &Tensor) -> Result<Vec<StepTime>> {
         let turns = self.runner.turns();
         let mut seconds = vec![0.0; self.steps.len()];
+        self.lend(image)?;
         for turn in 0..turns.len() {
             let started = Instant::now();
-            self.run_turns(image, turn..turn + 1)?;
+            // SAFETY: as in `run`.
+            unsafe { self.runner.run(&self.steps, turn..turn + 1) };
             seconds[turns.at(turn).0] += started.elapsed().as_secs_f64();
         }
         let times = self.steps.iter().zip(seconds).map(|(step, seconds)| StepTime {
@@ -235,16 +318,14 @@ impl Plan {
         Ok(times.collect())
     }
 
-    fn run_turns(&mut self, image: &Tensor, range: Range<usize>) -> Result<()> {
+    /// Tells the steps where the image and the outputs are.
+    fn lend(&mut self, image: &Tensor) -> Result<()> {
         if image.shape() != self.input {
             return Err(Error::mismatch("input", "shape", format!("{:?}", self.input), format!("{:?}", image.shape())));
         }
         self.runner.outside[IMAGE] = Pointer::to(image.as_slice());
         let outputs = self.outputs.iter_mut().map(|(_, tensor)| Pointer::to_mut(tensor.as_mut_slice()));
         self.runner.outside[IMAGE + 1..].iter_mut().zip(outputs).for_each(|(slot, pointer)| *slot = pointer);
-        // SAFETY: the layout keeps maps that are alive at the same time apart and inside the arena; the image was checked
-        // to have the planned shape, the outputs have theirs.
-        unsafe { self.runner.run(&self.steps, range) };
         Ok(())
     }
 }

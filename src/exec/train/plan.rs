@@ -109,7 +109,7 @@ impl TrainPlan {
                 Team::new(threads),
                 &steps,
                 Turns::once(steps.len()),
-                Sizes { arena: len, outside: outside.len },
+                Sizes { arena: len, lane: 0, outside: outside.len },
             )?,
             steps,
             forward_steps,
