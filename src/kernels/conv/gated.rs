@@ -1,18 +1,21 @@
 //! A 1×1 convolution of a map whose channels are scaled per image: the gate of squeeze-and-excitation, and the projection
 //! behind it, without storing the scaled map.
 //!
-//! A block of pixels is scaled into scratch memory that the product reads while it is in the cache.
+//! Where an image has many more pixels than the convolution has output channels, the weights are scaled, into scratch
+//! memory, once for every tile of its pixels. Elsewhere a block of pixels is, which the product reads while it is in the
+//! cache.
 
 #![allow(unsafe_code, reason = "copies pixels and runs microkernels on raw maps")]
 
 use super::ConvSpec;
-use super::grid::{Grid, Work};
+use super::grid::Grid;
 use super::indirect::target;
 use super::weights::{Direction, GemmPacking, pack};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
 use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::{Isa, Simd, Task};
 use crate::tensor::AlignedBuf;
+use std::ops::Range;
 
 /// Prepares `y[p, o] = activation(b[o] + Σ_i w[o, i] · g[n, i] · x[p, i] + residual[p, o])`, `n` being the image of pixel
 /// `p`: a pointwise convolution as [`pointwise`](super::pointwise), whose gate `[n, 1, 1, in]`, with `ld` floats from image
@@ -26,24 +29,57 @@ pub fn gated(spec: ConvSpec, ld: usize, weight: &dyn Weights, bias: Option<&[f32
     let extent = Extent { taps: 1, k, n: spec.output.c };
     let gemm = Gemm::new(extent, spec.epilogue.activation, isa);
     let packed = pack(&*GemmPacking::boxed(&gemm, &spec, Direction::Forward), weight, bias);
-    let rows = spec.output.pixels();
-    let work = Work {
-        rows,
-        panels: gemm.panels(),
-        macs: rows * spec.output.c * k,
-        weights: gemm.packed_bytes(),
-        activations: 4 * k * rows,
-        most_rows: rows.max(1),
+    let side = match by_weights(&spec, &gemm) {
+        Some(parts) => Side::Weights { parts },
+        None => {
+            let grid = cut(&spec, &gemm);
+            // Whole tiles of any height that microkernels have.
+            let block = (PIXEL_BYTES / (4 * k) / 36 * 36).clamp(36, 504).min(grid.tile_rows().max(1));
+            let stride = k.next_multiple_of(16);
+            let stride = if (stride * 4).is_multiple_of(4096) { stride + 16 } else { stride };
+            Side::Pixels { grid, block, stride }
+        }
     };
-    let grid = Grid::cut(work);
-    // Small weights can be read again for every block, which then stays in the first cache.
-    let budget = if gemm.packed_bytes() <= 64 << 10 { 24 << 10 } else { 256 << 10 };
-    // Whole tiles of any height that microkernels have.
-    let block = (budget / (4 * k) / 36 * 36).clamp(36, 504).min(grid.tile_rows().max(1));
-    let stride = k.next_multiple_of(16);
-    let stride = if (stride * 4).is_multiple_of(4096) { stride + 16 } else { stride };
     let name = format!("gated_{} {}", gemm.tile_name(), isa.name());
-    Box::new(Gated { name, spec, ld, gemm, packed, grid, block, stride, scale: isa.entry::<Scale>() })
+    Box::new(Gated { name, spec, ld, gemm, packed, side, scale: isa.entry::<Scale>(), weigh: isa.entry::<Weigh>() })
+}
+
+/// Bytes of scaled pixels that stay in the second cache beside the weights in use.
+const PIXEL_BYTES: usize = 384 << 10;
+
+/// Bytes of scaled weights that stay there beside the pixels in use.
+const WEIGHT_BYTES: usize = 128 << 10;
+
+/// About 20 µs of one core.
+const MACS_PER_TILE: usize = 2_500_000;
+
+/// Fewer pixels than this do not pay for the weights they pull in.
+const LEAST_ROWS: usize = 36;
+
+/// Cuts pixels and panels into tiles, no fewer than a few threads need and an even number of them. Of the ways to do so,
+/// the one that moves the least: every block of pixels reads all weights, every group of panels scales all pixels, which
+/// takes twice as long as reading them.
+fn cut(spec: &ConvSpec, gemm: &Gemm) -> Grid {
+    let (rows, k) = (spec.output.pixels(), spec.input.c);
+    let (weights, activations) = (gemm.packed_bytes(), 4 * k * rows);
+    let wanted = (rows * spec.output.c * k / MACS_PER_TILE).clamp(1, 8 * spec.output.n.clamp(1, 4));
+    let cost = |&[blocks, groups]: &[usize; 2]| {
+        let tiles = blocks * groups;
+        let odd = if tiles > 1 && tiles < 16 { tiles % 2 } else { 0 };
+        (wanted.saturating_sub(tiles), odd, blocks * weights + 3 * groups * activations)
+    };
+    let blocks = 1..=(rows / LEAST_ROWS).clamp(1, wanted);
+    let cuts = blocks.flat_map(|blocks| (1..=gemm.panels().min(wanted)).map(move |groups| [blocks, groups]));
+    Grid::of([rows, gemm.panels()], cuts.min_by_key(cost).expect("at least one block"))
+}
+
+/// Tiles of each image if its weights are to be scaled: where that is a fraction of the work of scaling the pixels.
+fn by_weights(spec: &ConvSpec, gemm: &Gemm) -> Option<usize> {
+    let plane = spec.output.h * spec.output.w;
+    let lanes: usize = (0..gemm.panels()).map(|panel| gemm.width(panel)).sum();
+    let most = plane / (4 * lanes);
+    let wanted = (plane * spec.output.c * spec.input.c / MACS_PER_TILE).clamp(1, 32);
+    (most >= wanted.min(4) && gemm.packed_bytes() <= WEIGHT_BYTES).then(|| wanted.min(most))
 }
 
 struct Gated {
@@ -53,11 +89,17 @@ struct Gated {
     ld: usize,
     gemm: Gemm,
     packed: AlignedBuf,
-    grid: Grid,
-    /// Pixels scaled at a time, and the floats from one to the next in scratch memory.
-    block: usize,
-    stride: usize,
+    side: Side,
     scale: unsafe fn(Scale),
+    weigh: unsafe fn(Weigh),
+}
+
+/// What is scaled, and how the work is cut.
+enum Side {
+    /// Blocks of pixels in tiles of the grid, a pixel every `stride` floats of scratch memory.
+    Pixels { grid: Grid, block: usize, stride: usize },
+    /// The weights, for each of the parts of every image.
+    Weights { parts: usize },
 }
 
 impl Kernel for Gated {
@@ -66,12 +108,19 @@ impl Kernel for Gated {
     }
 
     fn tiles(&self) -> usize {
-        if self.spec.output.pixels() == 0 { 0 } else { self.grid.tiles() }
+        match &self.side {
+            _ if self.spec.output.pixels() == 0 => 0,
+            Side::Pixels { grid, .. } => grid.tiles(),
+            Side::Weights { parts } => self.spec.output.n * parts,
+        }
     }
 
     fn scratch(&self) -> usize {
         // Pointers take two floats each.
-        self.block * (self.stride + 2)
+        match self.side {
+            Side::Pixels { block, stride, .. } => block * (stride + 2),
+            Side::Weights { parts } => self.gemm.packed_len() + 2 * self.plane().div_ceil(parts),
+        }
     }
 
     fn resident_bytes(&self) -> usize {
@@ -80,15 +129,45 @@ impl Kernel for Gated {
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         assert!(tile < self.tiles() && scratch.len() >= self.scratch());
-        let (rows, panels) = self.grid.tile(tile);
-        let (scaled, table) = scratch.split_at_mut(self.block * self.stride);
+        // SAFETY: passed on.
+        unsafe {
+            match &self.side {
+                Side::Pixels { grid, block, stride } => self.pixels(grid.tile(tile), io, scratch, [*block, *stride]),
+                Side::Weights { parts } => {
+                    let (image, part) = (tile / parts, tile % parts);
+                    let plane = self.plane();
+                    self.weights(image, part * plane / parts..(part + 1) * plane / parts, io, scratch);
+                }
+            }
+        }
+    }
+}
+
+impl Gated {
+    /// Pixels of an image.
+    fn plane(&self) -> usize {
+        self.spec.input.h * self.spec.input.w
+    }
+
+    /// Scales pixels, at most `block` at a time, and multiplies them.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`] for these rows and panels.
+    unsafe fn pixels(
+        &self,
+        (rows, panels): (Range<usize>, Range<usize>),
+        io: &Io,
+        scratch: &mut [f32],
+        [block, stride]: [usize; 2],
+    ) {
+        let (scaled, table) = scratch.split_at_mut(block * stride);
         let (scaled, table) = (scaled.as_mut_ptr(), table.as_mut_ptr().cast::<*const f32>());
-        let (input, plane) = (self.spec.input, self.spec.input.h * self.spec.input.w);
+        let (input, plane) = (self.spec.input, self.plane());
         // SAFETY: at most `block` pixels are scaled at a time, each with the gate of its image; the table has an entry for
         // each; `io` fits the maps.
         unsafe {
-            (0..self.block).for_each(|i| *table.add(i) = scaled.cast_const().add(i * self.stride));
-            let blocks = rows.len().div_ceil(self.block);
+            (0..block).for_each(|i| *table.add(i) = scaled.cast_const().add(i * stride));
+            let blocks = rows.len().div_ceil(block);
             for i in 0..blocks {
                 let part = |i: usize| rows.start + i * rows.len() / blocks;
                 let (first, end) = (part(i), part(i + 1));
@@ -100,21 +179,68 @@ impl Kernel for Gated {
                         x: io.inputs[0].add(pixel * input.ld),
                         ld: input.ld,
                         gate: io.inputs[2].add(image * self.ld),
-                        y: scaled.add((pixel - first) * self.stride),
-                        stride: self.stride,
+                        y: scaled.add((pixel - first) * stride),
+                        stride,
                         pixels,
                         channels: input.c,
                     });
                     pixel += pixels;
                 }
-                let from = Rows { table, stride: self.block, skip: 0 };
-                self.gemm.run(
-                    self.packed.as_ptr(),
-                    end - first,
-                    from,
-                    panels.clone(),
-                    target(&self.spec, io, first, 0),
-                );
+                let from = Rows { table, stride: block, skip: 0 };
+                let to = target(&self.spec, io, first, 0);
+                self.gemm.run(self.packed.as_ptr(), end - first, from, panels.clone(), to);
+            }
+        }
+    }
+
+    /// Scales the weights for an image and multiplies some of its pixels.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`] for these pixels.
+    unsafe fn weights(&self, image: usize, pixels: Range<usize>, io: &Io, scratch: &mut [f32]) {
+        let (gemm, input, first) = (&self.gemm, self.spec.input, image * self.plane() + pixels.start);
+        let (scaled, table) = scratch.split_at_mut(gemm.packed_len());
+        let table = table.as_mut_ptr().cast::<*const f32>();
+        scaled[gemm.bias_at()..].copy_from_slice(&self.packed[gemm.bias_at()..]);
+        // SAFETY: the gate has a factor for every row of a panel's weights, and the table an entry for every pixel; `io`
+        // fits the maps.
+        unsafe {
+            let gate = io.inputs[2].add(image * self.ld);
+            for panel in 0..gemm.panels() {
+                let from = gemm.weights_of(panel).start;
+                let (x, y, width) = (self.packed.as_ptr().add(from), scaled.as_mut_ptr().add(from), gemm.width(panel));
+                (self.weigh)(Weigh { x, gate, y, rows: input.c, width });
+            }
+            let x = io.inputs[0].add(first * input.ld);
+            (0..pixels.len()).for_each(|i| *table.add(i) = x.add(i * input.ld));
+            let rows = Rows { table, stride: pixels.len(), skip: 0 };
+            gemm.run(scaled.as_ptr(), pixels.len(), rows, 0..gemm.panels(), target(&self.spec, io, first, 0));
+        }
+    }
+}
+
+/// `y[k, n] = gate[k] · x[k, n]` for rows of whole registers.
+#[derive(Clone, Copy)]
+struct Weigh {
+    x: *const f32,
+    gate: *const f32,
+    y: *mut f32,
+    rows: usize,
+    width: usize,
+}
+
+impl Task for Weigh {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the gate has a factor for each of the rows, which are whole registers long.
+        unsafe {
+            for k in 0..self.rows {
+                let factor = S::splat(*self.gate.add(k));
+                for at in (k * self.width..(k + 1) * self.width).step_by(S::LANES) {
+                    S::store(self.y.add(at), S::mul(factor, S::load(self.x.add(at))));
+                }
             }
         }
     }
@@ -216,5 +342,7 @@ mod tests {
         }
         // Blocks end inside images, and weights are too large for the first cache.
         check([5, 9, 9], [600, 70], 0, true);
+        // Several tiles of every image scale its weights.
+        check([2, 60, 60], [100, 40], 5, true);
     }
 }

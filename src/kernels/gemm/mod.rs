@@ -224,7 +224,10 @@ impl Gemm {
                         range: if last { clamp_of(self.activation) } else { [f32::NEG_INFINITY, f32::INFINITY] },
                     }
                 };
-                let ahead = Ahead { rows: nth == 0 && self.extent.taps == 1, weights, lines: 2 };
+                // All of the next piece while this one is multiplied, spread over the tiles of rows.
+                let steps = piece.taps.len() * (piece.k.len() / 4).max(1) * m.div_ceil(micros.len());
+                let lines = weights.div_ceil(LINE * steps).clamp(2, 6);
+                let ahead = Ahead { rows: nth == 0 && self.extent.taps == 1, weights, lines };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
