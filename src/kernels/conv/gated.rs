@@ -58,7 +58,7 @@ const LEAST_ROWS: usize = 36;
 
 /// Cuts pixels and panels into tiles, no fewer than a few threads need and an even number of them. Of the ways to do so,
 /// the one that moves the least: every block of pixels reads all weights, every group of panels scales all pixels, which
-/// takes twice as long as reading them.
+/// takes three times as long as reading them.
 fn cut(spec: &ConvSpec, gemm: &Gemm) -> Grid {
     let (rows, k) = (spec.output.pixels(), spec.input.c);
     let (weights, activations) = (gemm.packed_bytes(), 4 * k * rows);
