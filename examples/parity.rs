@@ -91,12 +91,14 @@ fn run(args: &Args) -> Result<()> {
     if let Some(labels) = &args.labels {
         let noise = if args.no_dropout { Noise::Off } else { Noise::On };
         let options = TrainOptions::new().seed(args.seed).noise(noise).input_gradient();
+        let options = args.threads.map_or(options.clone(), |threads| options.threads(threads));
         let targets = step::classes(&read_npy(labels)?)?;
         // A checkpoint may lack the auxiliary heads.
         let names = report.ignored.into_iter().map(|(name, _)| name);
         let lacks = names.filter(|name| model.params().get(name).is_ok()).collect();
         let step = step::Step { model: &model, images: &input, targets, options, lacks };
-        return step.reference()?.write_safetensors(&args.out, Dtype::F32);
+        let out = if args.reference { step.reference() } else { step.planned() };
+        return out?.write_safetensors(&args.out, Dtype::F32);
     }
     let mut out = StateDict::new("parity");
     if args.reference {

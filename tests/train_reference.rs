@@ -206,8 +206,7 @@ fn an_output_left_out_of_the_loss_counts_as_unread() -> Result<()> {
     let trained = train_step::<f64>(&of, &image([2, 2, 4, 4]), |outputs| {
         let (name, value) = outputs.last().unwrap();
         assert_eq!(name, "logits");
-        // Twice: gradients of one output add up.
-        Ok(vec![(name.clone(), value.clone()), (name.clone(), value.clone())])
+        Ok(vec![(name.clone(), value.clone())])
     })?;
     for (def, gradient) in graph.params().iter().zip(&trained.gradients) {
         let Some(gradient) = gradient else { continue };
@@ -215,7 +214,7 @@ fn an_output_left_out_of_the_loss_counts_as_unread() -> Result<()> {
     }
     let logits = &trained.outputs.last().unwrap().1;
     let bias = trained.rounded(graph.params());
-    let wanted = 2.0 * (logits.data[0] + logits.data[2]);
+    let wanted = logits.data[0] + logits.data[2];
     assert_eq!(bias.get("fc.bias")?.as_slice()[0], wanted as f32);
     Ok(())
 }
@@ -306,6 +305,9 @@ fn what_cannot_be_trained_is_refused_with_place_and_numbers() {
     ] {
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
+    let of = TrainStep { graph: &graph, params: &params, options: &plain, step: 0 };
+    let twice = train_step::<f64>(&of, &some, |o| Ok(vec![o[0].clone(), o[0].clone()])).unwrap_err().to_string();
+    assert!(twice.contains("logits") && twice.contains("twice"), "{twice}");
     let other = Graph::draw(3, &(Conv2d::k3(5), BatchNorm::new(), ClassifierHead::new(3))).unwrap();
     assert!(matches!(run::<f64>(&other, &params, &some, &plain), Err(Error::Mismatch { .. })));
     // A frozen batch norm takes its statistics from elsewhere and needs no batch.

@@ -1,7 +1,7 @@
 //! One training step on given images and labels, with everything PyTorch would show of it.
 
 use convzoo::exec::reference::{TrainStep, Value, train_step};
-use convzoo::exec::{Gradients, TrainOptions};
+use convzoo::exec::{Gradients, TrainOptions, TrainPlan};
 use convzoo::graph::{Params, Role};
 use convzoo::train::{CrossEntropy, Loss, Targets};
 use convzoo::weights::StateDict;
@@ -49,6 +49,21 @@ impl Step<'_> {
         let mut after = params.clone();
         trained.move_statistics(&mut after);
         self.insert(&trained.rounded(graph.params()), &after, &mut out)?;
+        Ok(out)
+    }
+
+    /// Forward and backward by a plan.
+    pub(crate) fn planned(&self) -> Result<StateDict> {
+        let (mut params, mut out) = (self.model.params().clone(), StateDict::new("parity"));
+        let &[n, c, h, w] = self.images.shape() else {
+            return Err(Error::mismatch("input", "rank", "4 (n, c, h, w)", format!("{:?}", self.images.shape())));
+        };
+        let mut plan = TrainPlan::new(self.model.graph(), &params, [n, c, h, w], &self.options)?;
+        let outputs = plan.forward(&mut params, self.images, 0)?;
+        let outputs = outputs.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+        let gradients = self.loss(outputs, &mut out)?;
+        let named: Vec<(&str, &Tensor)> = gradients.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        self.insert(plan.backward(&named)?, &params, &mut out)?;
         Ok(out)
     }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses another part")]
 
 pub(crate) mod recipe;
+pub(crate) mod training;
 
 use convzoo::graph::Layer;
 use convzoo::{Model, Result};

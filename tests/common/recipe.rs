@@ -26,7 +26,7 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
 
 /// The `i`-th number of the sequence `seed`, in [0, 1), a multiple of 2⁻²⁴.
 #[inline]
-fn unit(seed: u64, i: u64) -> f64 {
+pub(crate) fn unit(seed: u64, i: u64) -> f64 {
     let mut z = seed.wrapping_add((i + 1).wrapping_mul(GOLDEN));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

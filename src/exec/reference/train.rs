@@ -63,11 +63,11 @@ fn round<T: Real>(values: &[T], slot: &mut [f32]) {
 /// Computes one step in training mode, every intermediate and every sum in `T`.
 ///
 /// `loss` is given the outputs by name and gives back the gradient of its value with respect to those it reads, by name
-/// and in their shape; outputs it leaves out count as unread. What is named twice is summed.
+/// and in their shape; outputs it leaves out count as unread.
 ///
 /// # Errors
 /// A batch norm with a single value per channel, an input that does not fit, a frozen prefix that names nothing, the
-/// gradient of an output that does not exist or of another shape, and whatever `loss` returns.
+/// gradient of an output that does not exist, of another shape or given twice, and whatever `loss` returns.
 pub fn train_step<T: Real>(
     of: &TrainStep<'_>,
     images: &Tensor,
@@ -97,7 +97,9 @@ pub fn train_step<T: Real>(
             let found = format!("{:?} with {} values", gradient.shape, gradient.data.len());
             return Err(Error::mismatch(name, "shape of the gradient", format!("{shape:?}"), found));
         }
-        add_to(&mut seeds[i], gradient.data);
+        if seeds[i].replace(gradient.data).is_some() {
+            return Err(Error::invalid(name, "the gradient of this output is given twice"));
+        }
     }
     let (gradients, input) = pass.backward(seeds, &learned)?;
     let input = of.options.input_gradient.then(|| Value { shape: pass.shapes[0], data: input });
