@@ -9,7 +9,7 @@ use convzoo::{Model, Result, Tensor, models};
 use std::collections::HashMap;
 
 /// Sums per sketch.
-const BUCKETS: usize = 8;
+const BUCKETS: usize = 32;
 
 /// Sums of the values under pseudo-random signs in pseudo-random buckets: the squared distance of two sketches is, on
 /// average, that of what they were made from. `goldens/train.py` has the same.

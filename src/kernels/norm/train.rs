@@ -35,6 +35,9 @@ pub const BACKWARD_ROWS: usize = 4;
 /// Channels whose sums one tile unites.
 const CHANNELS: usize = 64;
 
+/// Pixels summed up before they join the sum of a block: a long sum of squares loses a digit.
+const RUN: usize = 16;
+
 /// Blocks of pixels of a map, over which sums are taken first.
 fn blocks(map: Map) -> Tiling {
     Tiling::new(map.pixels(), map.c)
@@ -105,13 +108,19 @@ impl Moments {
                 around[v] = load(x, v);
             }
             let (mut sum, mut squares) = ([S::zero(); V], [S::zero(); V]);
-            for _ in 0..pixels {
-                for v in 0..V {
-                    let d = S::sub(load(x, v), around[v]);
-                    sum[v] = S::add(sum[v], d);
-                    squares[v] = S::fma(d, d, squares[v]);
+            for run in (0..pixels).step_by(RUN) {
+                let (mut s, mut q) = ([S::zero(); V], [S::zero(); V]);
+                for _ in run..pixels.min(run + RUN) {
+                    for v in 0..V {
+                        let d = S::sub(load(x, v), around[v]);
+                        s[v] = S::add(s[v], d);
+                        q[v] = S::fma(d, d, q[v]);
+                    }
+                    x = x.wrapping_add(self.input.ld);
                 }
-                x = x.wrapping_add(self.input.ld);
+                for v in 0..V {
+                    (sum[v], squares[v]) = (S::add(sum[v], s[v]), S::add(squares[v], q[v]));
+                }
             }
             let share = S::splat(1.0 / pixels as f32);
             for v in 0..V {
