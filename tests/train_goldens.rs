@@ -28,7 +28,7 @@ fn check_reference(name: &str) -> Result<Vec<String>> {
         loss = value;
         Ok(gradients)
     })?;
-    let mut values: Vec<(String, Vec<f64>)> = vec![];
+    let mut values: Named = vec![];
     for (def, gradient) in graph.params().iter().zip(trained.gradients) {
         values.extend(gradient.map(|gradient| (def.name.clone(), gradient)));
     }
@@ -40,8 +40,11 @@ fn check_reference(name: &str) -> Result<Vec<String>> {
     Ok(golden.complaints(verdict, loss, 1e-7))
 }
 
+/// Values by name.
+type Named = Vec<(String, Vec<f64>)>;
+
 /// The planned step of a network: what it gives by name, and its loss.
-fn planned_step(golden: &Golden) -> Result<(Vec<(String, Vec<f64>)>, f64)> {
+fn planned_step(golden: &Golden) -> Result<(Named, f64)> {
     let (graph, mut loss) = (golden.model.graph(), f64::NAN);
     let step = planned(&golden.model, &golden.images, &Golden::options(), |outputs| {
         let exact = |t: &Tensor| t.as_slice().iter().map(|&v| v.into()).collect();
