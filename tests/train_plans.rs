@@ -15,7 +15,7 @@ use convzoo::{Model, Result, Tensor, models};
 const TOLERANCE: f64 = 1e-4;
 /// ReLUs and maxima that lie within rounding of their kink go one way in f32 and the other in f64, and the gradient of
 /// everything below with them. Another image has other such units, or none; a fault shows on all of them.
-const IMAGES: usize = 4;
+const IMAGES: usize = 16;
 
 /// One network of every family, at a size with at least a few values per channel everywhere. VGG's matrices are too large
 /// for the reference: `train_goldens` has it.
