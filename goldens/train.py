@@ -32,7 +32,9 @@ SMALLER = {"vgg11_bn": (2, 3, 40, 48), "densenet121": (2, 3, 128, 128), **dict.f
     ["resnet50", "seresnet50", "deform_resnet50_v1_c5", "deform_resnet50_v2_c3"], (2, 3, 56, 72))}
 IMAGES = 60     # tried
 NUDGES = 5      # routes of f32 on images whose pixels are a last place off
-CALM = 2e-3     # the largest relative error of f32 in a golden; beyond it some unit crossed its kink
+CALM = 4e-4     # the largest relative error of f32 in a golden; beyond it some unit crossed its kink
+# Where no image of IMAGES is that calm.
+LIVELY = {("googlenet", "full"): 2e-3, ("vgg11_bn", "full"): 2e-3}
 BUCKETS = 32
 AUX = 0.3
 
@@ -99,7 +101,7 @@ def quiet(name, knobs):
     return model.train()
 
 
-def attempt(model, shape, scale, seed):
+def attempt(model, shape, scale, seed, calm):
     """How badly f32 fares with an image, and what is stored of it, if that is not too badly."""
     x = torch.from_numpy(recipe.image(shape, scale, seed))
     labels = torch.tensor([i * 137 % 1000 for i in range(shape[0])])
@@ -110,7 +112,7 @@ def attempt(model, shape, scale, seed):
     for near in in_f32(model, x, labels):
         error = {k: max(e, float(np.linalg.norm(near[k] - exact[k]))) for k, e in error.items()}
         worst = max(error[k] / norm[k] for k in norm if norm[k] > alive)
-        if worst > CALM:
+        if worst > calm:
             return worst, None
     rows = [[norm[k], error[k], *sketch(k, v)] for k, v in exact.items()]
     entry = {"shape": list(shape), "image": seed, "labels": labels.tolist(), "loss": loss, "f32_error": worst}
@@ -121,7 +123,7 @@ def find(name, case, model, scale):
     """The first image on which f32 and f64 see every unit on the same side of its kink."""
     shape = FULLER.get(name, FULL) if case == "full" else SMALLER.get(name, SMALL)
     for i in range(IMAGES):
-        worst, stored = attempt(model, shape, scale, f"input{i}")
+        worst, stored = attempt(model, shape, scale, f"input{i}", LIVELY.get((name, case), CALM))
         print(f"{name:24} {case:6} {shape} image {i}: f32 within {worst:.1e}", flush=True)
         if stored:
             return stored

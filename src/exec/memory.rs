@@ -65,8 +65,8 @@ pub(super) fn pixel_stride(c: usize, pixels: usize) -> usize {
 impl Layout {
     /// Places every value of `program`. `border` is the stem's wish for a padded input. Concatenations whose inputs all
     /// write in place disappear; see [`Layout::copies`] for the others.
-    /// Values that only the units of `portions` know have room for one portion, in each of `lanes` lanes or fewer:
-    /// as many as [`LANES_BYTES`] hold.
+    /// Values that only the units of `portions` know have room for one portion, in each of `lanes` lanes; in a
+    /// single one if all of them are more than [`LANES_BYTES`].
     pub(super) fn new(program: &Program, border: Option<Border>, portions: Portions, lanes: usize) -> Self {
         let (mut places, mut buffers) = places(program, border);
         shorten(program, &mut places, &mut buffers, portions);
@@ -77,7 +77,7 @@ impl Layout {
         let (within, lane) = pack(&short.iter().map(|&i| buffers[i]).collect::<Vec<_>>());
         // Whole cache lines, and not a multiple of 4 KB.
         let lane = if lane == 0 { 0 } else { lane.next_multiple_of(1024) + 16 };
-        let lanes = if 4 * lane * lanes <= LANES_BYTES { lanes } else { 1 };
+        let lanes = if lane.saturating_mul(4 * lanes) <= LANES_BYTES { lanes } else { 1 };
         let all = Buffer { len: lane * lanes, whole: true, first: 0, last: portions.units.saturating_sub(1) };
         let packed: Vec<Buffer> = long.iter().map(|&i| buffers[i]).chain([all]).collect();
         let (at, len) = pack(&packed);

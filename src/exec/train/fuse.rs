@@ -1,5 +1,5 @@
-//! What is computed in one pass while training: `activation(norm(x) + shortcut)`, `activation(x · gate + shortcut)`, and activations that are known by their
-//! output behind what computes their argument.
+//! What is computed in one pass while training: `activation(norm(x) + shortcut)`, `activation(x · gate + shortcut)`, and
+//! activations that are known by their output behind what computes their argument.
 
 use crate::activation::Activation;
 use crate::exec::mode::Noise;

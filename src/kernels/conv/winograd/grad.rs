@@ -12,7 +12,8 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
-use super::transform::{Before, F2, F4, MOST_IN, SIDE, Squares, Turn, Turned, gather};
+use super::points::{F2, F4, MOST_IN, Turned};
+use super::transform::{Before, SIDE, Squares, Turn, gather};
 use super::{Form, LEAST_CHANNELS};
 use crate::kernels::conv::ConvSpec;
 use crate::kernels::conv::grad::weight::WeightGradient;

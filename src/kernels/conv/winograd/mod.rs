@@ -27,11 +27,13 @@
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
 pub mod grad;
+mod points;
 #[cfg(test)]
 mod tests;
 mod transform;
 
-use self::transform::{After, Before, F2, F2Five, F2Strided, F4, Points, Spread, Squares};
+use self::points::{F2, F2Five, F2Strided, F4, Points};
+use self::transform::{After, Before, Spread, Squares};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};

@@ -268,7 +268,8 @@ fn tiles_suffice_for_a_few_threads() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn machine_code_of_the_transforms_keeps_what_fits_in_registers() {
-    use super::transform::{After, Before, F4};
+    use super::points::F4;
+    use super::transform::{After, Before};
     use crate::simd::codegen;
     for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
         for (what, entry) in [

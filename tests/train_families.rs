@@ -19,9 +19,10 @@ const IMAGES: usize = 16;
 
 /// One network of every family, at a size with at least a few values per channel everywhere. VGG's matrices are too large
 /// for the reference: `train_goldens` has it.
-const NETWORKS: [(&str, [usize; 4]); 14] = [
+const NETWORKS: [(&str, [usize; 4]); 15] = [
     ("alexnet_paper", [2, 3, 67, 71]),
     ("googlenet", [3, 3, 75, 81]),
+    ("googlenet_paper", [2, 3, 80, 86]),
     ("googlenet_paper_bn", [3, 3, 80, 97]),
     ("resnet18", [3, 3, 33, 50]),
     ("resnext50_32x4d", [2, 3, 41, 35]),

@@ -1,0 +1,233 @@
+//! The one-dimensional transforms of every form, written once for any register.
+//!
+//! In one dimension `y = Aᵀ[(G·g) ⊙ (Bᵀ·d)]` turns `m + r − 1` inputs `d` and `r` taps `g` into `m` outputs. The rows of
+//! `Aᵀ` are the powers of the points of interpolation, those of `Bᵀ` the Lagrange polynomials that vanish at the other
+//! points, and `G` holds powers over the polynomials' values. A row of `Bᵀ` may be scaled if that of `G` is scaled by
+//! the reciprocal, here always by a power of two or a sign, which costs no accuracy.
+
+#![allow(unsafe_code, reason = "arithmetic on registers")]
+
+use crate::simd::Simd;
+
+/// A side of the largest square of inputs.
+pub(super) const MOST_IN: usize = 6;
+/// A side of the largest square of outputs.
+pub(super) const MOST_OUT: usize = 4;
+/// A side of the largest window.
+pub(super) const MOST_TAPS: usize = 5;
+
+/// One-dimensional transforms. Arrays are as long as the largest form needs; only the leading part counts.
+pub(super) trait Points: Copy + Send + Sync + 'static {
+    /// Inputs.
+    const IN: usize;
+    /// Outputs.
+    const OUT: usize;
+    /// Taps.
+    const TAPS: usize = 3;
+    /// Inputs from output to output.
+    const STRIDE: usize = 1;
+    /// `G`, the transform of the taps.
+    const G: [[f64; MOST_TAPS]; MOST_IN];
+    /// Pairs of rows of `G`, from the second on, that differ in the sign of the odd taps: points ±x.
+    const PAIRS: usize;
+
+    /// `Bᵀ·d`.
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN];
+    /// `Aᵀ·m`.
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT];
+}
+
+/// Forms with a way back to the weights.
+pub(super) trait Turned: Points {
+    /// `A·y`, the way back through [`Points::after`].
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN];
+}
+
+/// Points 0, 1, −1, ∞.
+#[derive(Clone, Copy)]
+pub(super) struct F2;
+
+/// Points 0, ±√½, ±√2, ∞: half the error of the usual 0, ±1, ±2, ∞.
+#[derive(Clone, Copy)]
+pub(super) struct F4;
+
+/// Five taps at the points of [`F4`]: the same inputs, fewer outputs.
+#[derive(Clone, Copy)]
+pub(super) struct F2Five;
+
+/// Stride 2: the even inputs meet two of the taps at the points 0, 1, ∞, the odd ones the third as they are.
+#[derive(Clone, Copy)]
+pub(super) struct F2Strided;
+
+const ROOT_HALF: f64 = std::f64::consts::FRAC_1_SQRT_2;
+const ROOT_TWO: f64 = std::f64::consts::SQRT_2;
+
+/// Rows for three taps.
+const fn rows(three: [[f64; 3]; MOST_IN]) -> [[f64; MOST_TAPS]; MOST_IN] {
+    let mut all = [[0.0; MOST_TAPS]; MOST_IN];
+    let mut i = 0;
+    while i < MOST_IN {
+        (all[i][0], all[i][1], all[i][2]) = (three[i][0], three[i][1], three[i][2]);
+        i += 1;
+    }
+    all
+}
+
+impl Points for F2 {
+    const IN: usize = 4;
+    const OUT: usize = 2;
+    const PAIRS: usize = 1;
+    const G: [[f64; MOST_TAPS]; MOST_IN] =
+        rows([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0], [0.0; 3], [0.0; 3]]);
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let none = S::zero();
+            [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[3], d[1]), none, none]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let none = S::zero();
+            [S::add(m[0], S::add(m[1], m[2])), S::add(S::sub(m[1], m[2]), m[3]), none, none]
+        }
+    }
+}
+
+impl Points for F4 {
+    const IN: usize = 6;
+    const OUT: usize = 4;
+    const PAIRS: usize = 2;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = rows([
+        [1.0, 0.0, 0.0],
+        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
+        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
+        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0],
+        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0],
+        [0.0, 0.0, 1.0],
+    ]);
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, minus_s) = (S::splat(ROOT_HALF as f32), S::splat(-ROOT_HALF as f32));
+            let (minus_half, minus_two, minus_ratio) = (S::splat(-0.5), S::splat(-2.0), S::splat(-2.5));
+            let even = S::fma(minus_half, d[4], d[2]);
+            let odd = S::fma(minus_half, d[3], d[1]);
+            let even_far = S::fma(minus_half, d[2], d[4]);
+            let odd_far = S::fma(minus_two, d[3], d[1]);
+            [
+                S::fma(minus_ratio, d[2], S::add(d[0], d[4])),
+                S::fma(s, odd, even),
+                S::fma(minus_s, odd, even),
+                S::fma(minus_s, odd_far, even_far),
+                S::fma(s, odd_far, even_far),
+                S::fma(minus_ratio, d[3], S::add(d[1], d[5])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let (even, odd) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            let (even_far, odd_far) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let (s_cubed, t_cubed) = (S::splat((0.5 * ROOT_HALF) as f32), S::splat((2.0 * ROOT_TWO) as f32));
+            [
+                S::add(m[0], S::add(even, even_far)),
+                S::fma(t, odd_far, S::mul(s, odd)),
+                S::fma(S::splat(2.0), even_far, S::mul(S::splat(0.5), even)),
+                S::fma(t_cubed, odd_far, S::fma(s_cubed, odd, m[5])),
+            ]
+        }
+    }
+}
+
+impl Points for F2Five {
+    const IN: usize = 6;
+    const OUT: usize = 2;
+    const TAPS: usize = 5;
+    const PAIRS: usize = 2;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = [
+        [1.0, 0.0, 0.0, 0.0, 0.0],
+        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 1.0 / 3.0],
+        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, -ROOT_TWO / 3.0, 1.0 / 3.0],
+        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0, ROOT_TWO / 3.0, 2.0 / 3.0],
+        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0, -ROOT_TWO / 3.0, 2.0 / 3.0],
+        [0.0, 0.0, 0.0, 0.0, 1.0],
+    ];
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { F4::before::<S>(d) }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let even = S::add(S::add(m[1], m[2]), S::add(m[3], m[4]));
+            let (odd, odd_far) = (S::sub(m[1], m[2]), S::sub(m[3], m[4]));
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let none = S::zero();
+            [S::add(m[0], even), S::fma(t, odd_far, S::fma(s, odd, m[5])), none, none]
+        }
+    }
+}
+
+impl Points for F2Strided {
+    const IN: usize = 5;
+    const OUT: usize = 2;
+    const STRIDE: usize = 2;
+    const PAIRS: usize = 0;
+    const G: [[f64; MOST_TAPS]; MOST_IN] =
+        rows([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0; 3]]);
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { [S::sub(d[0], d[2]), d[2], S::sub(d[4], d[2]), d[1], d[3], S::zero()] }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let none = S::zero();
+            [S::add(m[0], S::add(m[1], m[3])), S::add(m[1], S::add(m[2], m[4])), none, none]
+        }
+    }
+}
+
+impl Turned for F2 {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), y[1], S::zero(), S::zero()] }
+    }
+}
+
+impl Turned for F4 {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let (s_cubed, t_cubed) = (S::splat((0.5 * ROOT_HALF) as f32), S::splat((2.0 * ROOT_TWO) as f32));
+            let even = S::fma(S::splat(0.5), y[2], y[0]);
+            let odd = S::fma(s_cubed, y[3], S::mul(s, y[1]));
+            let even_far = S::fma(S::splat(2.0), y[2], y[0]);
+            let odd_far = S::fma(t_cubed, y[3], S::mul(t, y[1]));
+            [y[0], S::add(even, odd), S::sub(even, odd), S::add(even_far, odd_far), S::sub(even_far, odd_far), y[3]]
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Norms while training against the naive ones, for every instruction set.
+
+use super::*;
+use crate::kernels::Store;
+use crate::kernels::light::testing::{assert_near, maps, nchw, run_tiles, spread, values};
+use crate::kernels::naive::{self, BatchNorm, backward::Statistics as Origin};
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+fn narrow(values: &[f64]) -> Vec<f32> {
+    values.iter().map(|&v| v as f32).collect()
+}
+
+fn io(inputs: &[&[f32]], output: &mut [f32], also: [&mut [f32]; 2]) -> Io {
+    let pointers: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
+    let mut io = Io::new(&pointers, output.as_mut_ptr());
+    io.also = also.map(|values| if values.is_empty() { std::ptr::null_mut() } else { values.as_mut_ptr() });
+    io
+}
+
+/// A norm, its activation and residual, and everything the oracle says about them.
+struct Case {
+    map: Map,
+    x: Vec<f32>,
+    residual: Vec<f32>,
+    dy: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    activation: Option<Activation>,
+    with_residual: bool,
+}
+
+impl Case {
+    fn new(map: Map, activation: Option<Activation>, with_residual: bool) -> Self {
+        let len = nchw(map).len();
+        // Far from zero, where squares would cancel.
+        let x = values(len, 1).iter().map(|v| v + 50.0).collect();
+        let [residual, dy] = [2, 3].map(|seed| values(len, seed));
+        let [gamma, beta] = [4, 5].map(|seed| values(map.c, seed));
+        Case { map, x, residual, dy, gamma, beta, activation, with_residual }
+    }
+
+    /// y, dT, dx, dγ, dβ in f64.
+    fn expected(&self) -> [Vec<f64>; 5] {
+        let (shape, x) = (nchw(self.map), wide(&self.x));
+        let [mean, variance] = naive::batch_statistics(&x, shape);
+        let (gamma, beta) = (wide(&self.gamma), wide(&self.beta));
+        let norm = BatchNorm { mean: &mean, variance: &variance, affine: Some((&gamma, &beta)), epsilon: 1e-5 };
+        let mut t = naive::batch_norm(&x, shape, norm);
+        if self.with_residual {
+            t = naive::add(&t, &wide(&self.residual));
+        }
+        let y = self.activation.map_or(t.clone(), |a| naive::activation(&t, a));
+        let dy = wide(&self.dy);
+        let dt = self.activation.map_or(dy.clone(), |a| naive::backward::activation(&t, a, &dy));
+        let back = naive::backward::batch_norm(&x, shape, norm, &dt, Origin::Batch);
+        [y, dt, back.input, back.scale, back.shift]
+    }
+
+    fn check(&self, isa: Isa) {
+        let map = self.map;
+        let other = Map::new([map.n, map.h, map.w, map.c], map.c + 1);
+        let [y64, dt64, dx64, scale64, shift64] = self.expected();
+        let what = format!("{map:?} {:?} {}", self.activation, isa.name());
+        let (x, residual, dy) = (spread(&self.x, map), spread(&self.residual, other), spread(&self.dy, other));
+        let mut partial = vec![f32::NAN; partial_len(map, 2)];
+        let mut table = vec![f32::NAN; TABLE_ROWS * map.c];
+        run_tiles(&moments(map, isa), &io(&[&x], &mut partial, [&mut [], &mut []]));
+        let inputs = [&partial, &self.gamma, &self.beta].map(|v| &v[..]);
+        run_tiles(&statistics(map, 1e-5, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
+        let ld = self.with_residual.then_some(other.ld);
+        let mut y = vec![f32::NAN; map.extent()];
+        let kernel = apply(map, map, ld, self.activation, isa);
+        run_tiles(&kernel, &io(&[&x, &table, &residual], &mut y, [&mut [], &mut []]));
+        assert_near(&y, &spread(&narrow(&y64), map), 2e-4, &what);
+
+        let through = match self.activation {
+            None => Through::Nothing,
+            Some(activation) if self.with_residual => Through::Output(activation, map.ld),
+            Some(activation) => Through::Normalised(activation),
+        };
+        let mut dt = spread(&values(nchw(map).len(), 9), map);
+        let old = dt.clone();
+        let back =
+            Chain { gradient: other, input: map.ld, through, sums: Sums::Norm, store: Some((map.ld, Store::Add)) };
+        let mut partial = vec![f32::NAN; partial_len(map, 2)];
+        run_tiles(&chain(back, isa), &io(&[&dy, &x, &table, &y], &mut partial, [&mut dt, &mut []]));
+        let wanted = spread(&narrow(&dt64), map);
+        let sum: Vec<f32> = wanted.iter().zip(&old).map(|(a, b)| a + b).collect();
+        assert_near(&dt, &sum, 2e-4, &what);
+
+        let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * map.c];
+        let [mut scale, mut shift] = [0.0, 0.0].map(|v| vec![v; map.c]);
+        let kernel = backward_statistics(map, Statistic::Batch, isa);
+        run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut scale, &mut shift]));
+        let size = 1e-5 * (map.pixels() as f32).max(1.0);
+        assert_near(&scale, &narrow(&scale64), 2e-4 + size, &what);
+        assert_near(&shift, &narrow(&shift64), 2e-4 + size, &what);
+        let mut dx = vec![f32::NAN; map.extent()];
+        let kernel = backward(Backward { gradient: other, input: map.ld, through, output: (map.ld, Store::Set) }, isa);
+        run_tiles(&kernel, &io(&[&dy, &x, &table, &y, &coefficients], &mut dx, [&mut [], &mut []]));
+        assert_near(&dx, &spread(&narrow(&dx64), map), 1e-3, &what);
+    }
+}
+
+#[test]
+fn norms_agree_with_the_oracle_forward_and_back() {
+    use Activation::{HardSwish, Relu, Relu6, Silu};
+    for map in maps().filter(|map| map.pixels() > 2) {
+        for &isa in Isa::available() {
+            for activation in [None, Some(Relu), Some(Silu), Some(HardSwish), Some(Relu6)] {
+                Case::new(map, activation, false).check(isa);
+            }
+            for activation in [None, Some(Relu), Some(Relu6)] {
+                Case::new(map, activation, true).check(isa);
+            }
+        }
+    }
+}
+
+#[test]
+fn running_statistics_are_constants_on_the_way_back() {
+    let map = Map::new([2, 3, 4, 21], 24);
+    let case = Case::new(map, None, false);
+    let (mean, variance) = (values(21, 6), values(21, 7).iter().map(|v| v.abs() + 0.5).collect::<Vec<_>>());
+    let (mean64, variance64, gamma64, beta64) = (wide(&mean), wide(&variance), wide(&case.gamma), wide(&case.beta));
+    let norm = BatchNorm { mean: &mean64, variance: &variance64, affine: Some((&gamma64, &beta64)), epsilon: 1e-3 };
+    let back = naive::backward::batch_norm(&wide(&case.x), nchw(map), norm, &wide(&case.dy), Origin::Running);
+    let (x, dy) = (spread(&case.x, map), spread(&case.dy, map));
+    for &isa in Isa::available() {
+        let mut table = vec![f32::NAN; TABLE_ROWS * 21];
+        let inputs = [&mean, &variance, &case.gamma, &case.beta].map(|v| &v[..]);
+        run_tiles(&fixed_statistics(map, 1e-3, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
+        let mut partial = vec![f32::NAN; partial_len(map, 2)];
+        let through = Through::Nothing;
+        let sums = Chain { gradient: map, input: map.ld, through, sums: Sums::Norm, store: None };
+        run_tiles(&chain(sums, isa), &io(&[&dy, &x, &table], &mut partial, [&mut [], &mut []]));
+        let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * 21];
+        let kernel = backward_statistics(map, Statistic::Running, isa);
+        run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut [], &mut []]));
+        let mut dx = vec![f32::NAN; map.extent()];
+        let last = Backward { gradient: map, input: map.ld, through, output: (map.ld, Store::Set) };
+        run_tiles(&backward(last, isa), &io(&[&dy, &x, &table, &[], &coefficients], &mut dx, [&mut [], &mut []]));
+        assert_near(&dx, &spread(&narrow(&back.input), map), 1e-5, isa.name());
+    }
+}
+
+#[test]
+fn sums_of_biases_and_plain_activations_agree_with_the_oracle() {
+    use Activation::*;
+    for map in maps() {
+        let shape = nchw(map);
+        let (x, dy) = (values(shape.len(), 1), values(shape.len(), 2));
+        let (xm, dm) = (spread(&x, map), spread(&dy, map));
+        for function in [Relu, Relu6, Silu, Sigmoid, HardSwish, HardSigmoid] {
+            let expected = naive::backward::activation(&x, function, &dy);
+            let total_expected = naive::backward::channel_sums(&wide(&expected), shape);
+            let y = spread(&naive::activation(&x, function), map);
+            for &isa in Isa::available() {
+                let what = format!("{function:?} {map:?} {}", isa.name());
+                let mut ways = vec![Through::Input(function)];
+                if crate::simd::has_output_gradient(function) {
+                    ways.push(Through::Output(function, map.ld));
+                }
+                for through in ways {
+                    let store = Some((map.ld, Store::Set));
+                    let back = Chain { gradient: map, input: map.ld, through, sums: Sums::Bias, store };
+                    let mut partial = vec![f32::NAN; partial_len(map, 1)];
+                    let mut dt = vec![f32::NAN; map.extent()];
+                    run_tiles(&chain(back, isa), &io(&[&dm, &xm, &[], &y], &mut partial, [&mut dt, &mut []]));
+                    assert_near(&dt, &spread(&expected, map), 2e-6, &what);
+                    let mut sums = vec![f32::NAN; map.c];
+                    run_tiles(&total(map, isa), &io(&[&partial], &mut sums, [&mut [], &mut []]));
+                    assert_near(&sums, &narrow(&total_expected), 1e-5, &what);
+                }
+            }
+        }
+    }
+}
