@@ -1,4 +1,5 @@
-//! The transforms of squares and filters by the [`points`](super::points) of a form, and the passes over memory that apply them.
+//! The transforms of squares and filters by the [`points`](super::points) of a form, and the passes over memory that
+//! apply them.
 
 use crate::simd::{self, Simd, Task};
 use std::marker::PhantomData;

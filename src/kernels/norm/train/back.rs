@@ -58,7 +58,7 @@ impl Sums {
 }
 
 /// `dT = dy · act'(t)` and its sums over every block of pixels. Inputs: the gradient; the norm's input; the table of
-/// [`statistics`]; the activation's output (see [`Through`] for which are read). Output: [`partial_len`] floats of sums.
+/// [`statistics`](super::statistics); the activation's output (see [`Through`] for which are read). Output: [`partial_len`](super::partial_len) floats of sums.
 /// `also[0]`: `dT`, if it is stored.
 pub fn chain(chain: Chain, isa: Isa) -> impl Kernel {
     Light { isa, kernel: Chained { chain, blocks: blocks(chain.gradient) } }
@@ -278,8 +278,8 @@ pub enum Statistic {
     Running,
 }
 
-/// Unites the sums of [`chain`]. Inputs: the partial sums ([`Sums::Norm`]), the table of [`statistics`]. Output: the
-/// table of [`backward`] ([`BACKWARD_ROWS`] rows). `also`: the gradients of γ and β, or null.
+/// Unites the sums of [`chain`]. Inputs: the partial sums ([`Sums::Norm`]), the table of [`statistics`](super::statistics). Output: the
+/// table of [`backward`] ([`BACKWARD_ROWS`](super::BACKWARD_ROWS) rows). `also`: the gradients of γ and β, or null.
 pub fn backward_statistics(map: Map, statistic: Statistic, isa: Isa) -> impl Kernel {
     Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles() } }
 }
@@ -342,7 +342,7 @@ pub struct Backward {
     pub output: (usize, Store),
 }
 
-/// Inputs: the gradient; the norm's input; the table of [`statistics`]; the activation's output, if [`Through::Output`];
+/// Inputs: the gradient; the norm's input; the table of [`statistics`](super::statistics); the activation's output, if [`Through::Output`];
 /// the table of [`backward_statistics`] (`inputs[4]`). The output may be the gradient itself.
 pub fn backward(backward: Backward, isa: Isa) -> impl Kernel {
     Light { isa, kernel: Back { backward, blocks: blocks(backward.gradient) } }
