@@ -44,7 +44,7 @@ struct Args {
     /// Side of the images; the auxiliary classifiers' windows need 80 at least.
     #[arg(long, default_value_t = 96)]
     side: usize,
-    /// Learn from at most so many images (not for photographs).
+    /// Learn from at most so many images.
     #[arg(long)]
     limit: Option<usize>,
     /// Where the figures go.

@@ -47,7 +47,7 @@ struct Args {
     /// Learning rate; a tenth of it after half and a hundredth after three quarters of the training.
     #[arg(long, default_value_t = 0.1)]
     rate: f64,
-    /// Learn from at most so many images (not for photographs).
+    /// Learn from at most so many images.
     #[arg(long)]
     limit: Option<usize>,
     /// Where checkpoints, logs and figures go. What is there is gone on from.

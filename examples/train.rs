@@ -22,13 +22,15 @@ use convzoo::inspect::curves::Scale;
 use convzoo::models::{GoogLeNetPreset, ModelConfig};
 use convzoo::random::Stream;
 use convzoo::train::{
-    AdamW, Clip, CrossEntropy, Decay, Fit, Groups, Recipe, RmsPropTf, Rule, Schedule, Sgd, Source, Trainer, fit,
+    AdamW, Clip, CrossEntropy, Decay, Fit, Groups, Recipe, RmsPropTf, Rule, Schedule, Sgd, Source, Trainer, evaluate,
+    fit,
 };
 use convzoo::vision::augment::{Erase, Mix};
 use convzoo::vision::{Loader, LoaderOptions, Preset, data::OnDamage};
-use convzoo::{Error, Model, Result};
+use convzoo::weights::{Dtype, StateDict};
+use convzoo::{Error, Model, PlanOptions, Result};
 use data::{Data, Taken};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Trains any network of the zoo on any of the data sets.
 #[derive(Parser)]
@@ -52,6 +54,12 @@ struct Args {
     /// Weights to begin with; a classifier for another number of classes is left as initialised.
     #[arg(long)]
     weights: Option<PathBuf>,
+    /// Learn nothing: judge `--weights` by the test images.
+    #[arg(long, requires = "weights")]
+    eval: bool,
+    /// Beside the best weights of `--out` write them in half precision.
+    #[arg(long, requires = "out")]
+    half: bool,
     /// Epochs.
     #[arg(long, default_value_t = 3)]
     epochs: u64,
@@ -97,7 +105,7 @@ struct Args {
     /// Side of the images the network sees [default: the data's, or the model's for photographs].
     #[arg(long)]
     side: Option<usize>,
-    /// Learn from at most so many images (not for photographs).
+    /// Learn from at most so many images.
     #[arg(long)]
     limit: Option<usize>,
     /// Leave out photographs that cannot be decoded, instead of stopping.
@@ -202,6 +210,12 @@ fn run(args: &Args) -> Result<()> {
     if let Some(weights) = &args.weights {
         begin_with(&mut model, weights)?;
     }
+    if args.eval {
+        let options = args.threads.map_or(PlanOptions::new(), |threads| PlanOptions::new().threads(threads));
+        let judged = evaluate(model.graph(), model.params(), test.epoch(0, 0), &CrossEntropy::new(), &options)?;
+        println!("{name}: top-1 {:.2} % top-5 {:.2} % of {}", judged.top1(), judged.top5(), sets.test.len());
+        return Ok(());
+    }
     let steps = (train.batches() / args.accumulate.max(1)).max(1) * args.epochs;
     let recipe = recipe(args, &defaults, steps, batch);
     let mut trainer = Trainer::new(model.graph(), model.params().clone(), recipe)?;
@@ -219,14 +233,24 @@ fn run(args: &Args) -> Result<()> {
     let mut watch = watch::Watch::new(&name, train.batches(), args.epochs, batch as u64);
     let finished = fit(&mut trainer, &plan, &mut watch)?;
     if let Some(folder) = &args.out {
-        let log = folder.join("log.jsonl");
-        let errors = figures::error_curves(&name, 0, &log)?;
-        if errors.iter().any(|curve| !curve.points.is_empty()) {
-            figures::draw(folder, "error.svg", (&name, "epoch", "error in percent"), &errors, Scale::Linear)?;
-            let losses = figures::loss_curves(&name, 0, &log)?;
-            figures::draw(folder, "loss.svg", (&name, "epoch", "loss"), &losses, Scale::Logarithmic)?;
+        draw_curves(&name, folder)?;
+        let best = folder.join("best.safetensors");
+        if args.half && best.is_file() {
+            StateDict::read(&best)?.write_safetensors(folder.join("best.f16.safetensors"), Dtype::F16)?;
         }
         println!("{} is in {}", if finished { "everything" } else { "a checkpoint to go on from" }, folder.display());
+    }
+    Ok(())
+}
+
+/// Draws the curves of the log in `folder`.
+fn draw_curves(name: &str, folder: &Path) -> Result<()> {
+    let log = folder.join("log.jsonl");
+    let errors = figures::error_curves(name, 0, &log)?;
+    if errors.iter().any(|curve| !curve.points.is_empty()) {
+        figures::draw(folder, "error.svg", (name, "epoch", "error in percent"), &errors, Scale::Linear)?;
+        let losses = figures::loss_curves(name, 0, &log)?;
+        figures::draw(folder, "loss.svg", (name, "epoch", "loss"), &losses, Scale::Logarithmic)?;
     }
     Ok(())
 }

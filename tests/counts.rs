@@ -1,7 +1,7 @@
 //! What every network costs, to the digit: parameters with and without auxiliary classifiers, and multiply-adds.
 
-use convzoo::graph::{Graph, NodeDef, Op};
-use convzoo::models::{self, DenseNet, ModelInfo, ResNet, Squeeze};
+use convzoo::graph::{Graph, NodeDef, Op, Role};
+use convzoo::models::{self, DenseNet, GoogLeNet, ModelInfo, ResNet, Squeeze};
 
 /// Multiply-adds of convolutions and linear layers for one image: output pixels × weights.
 fn macs(graph: &Graph, size: usize) -> u64 {
@@ -150,4 +150,14 @@ fn running_statistics_are_buffers() {
         let found: usize = graph.params().iter().filter(|p| !p.kind.is_learned()).map(|p| p.len()).sum();
         assert_eq!(found, buffers, "{name}");
     }
+}
+
+#[test]
+fn googlenet_for_small_images_differs_in_its_stem_and_joins_both_auxiliary_heads() {
+    let [small, large] = [GoogLeNet::cifar(), GoogLeNet::paper_bn().classes(10)].map(|c| Graph::draw(3, &c).unwrap());
+    assert_eq!(large.param_count(true) - small.param_count(true), (7 * 7 - 3 * 3) * 3 * 64);
+    let outputs: Vec<_> = small.outputs().iter().filter(|output| output.role != Role::Feature).collect();
+    assert_eq!(outputs.iter().map(|output| &*output.name).collect::<Vec<_>>(), ["aux1", "aux2", "logits"]);
+    let shapes = small.shapes([2, 3, 32, 32], true).unwrap();
+    assert!(outputs.iter().all(|output| shapes[output.node.index()] == [2, 10, 1, 1]), "ten classes from 32×32");
 }

@@ -45,7 +45,7 @@ pub(crate) struct Taken {
     pub(crate) preset: Preset,
     /// Photographs that cannot be decoded.
     pub(crate) damage: OnDamage,
-    /// At most so many images of `PixelSet`s to learn from.
+    /// At most so many images to learn from.
     pub(crate) limit: Option<usize>,
 }
 
@@ -102,6 +102,7 @@ impl Sets {
 
 fn photographs(root: &Path, taken: &Taken) -> Result<Sets> {
     let train = ImageFolder::open(root.join("train"), taken.damage)?;
+    let train = taken.limit.map_or(train.clone(), |limit| train.spread(limit));
     let other = ["val", "test"].map(|name| root.join(name)).into_iter().find(|path| path.exists());
     let other = other.ok_or_else(|| Error::invalid(root.display().to_string(), "neither val nor test is in it"))?;
     let test = ImageFolder::open(other, taken.damage)?;

@@ -33,6 +33,9 @@ pub struct GoogLeNet {
     pub dropout: f32,
     /// The same in the auxiliary classifiers.
     pub aux_dropout: f32,
+    /// A stem for small images: a 3×3 without stride instead of the 7×7, and auxiliary classifiers that pool to 4×4.
+    #[serde(default)]
+    pub cifar: bool,
     /// Classes.
     pub num_classes: usize,
 }
@@ -54,7 +57,7 @@ impl GoogLeNet {
     /// One of the presets, with auxiliary classifiers.
     pub fn new(preset: GoogLeNetPreset) -> Self {
         let dropout = if preset == GoogLeNetPreset::Torchvision { 0.2 } else { 0.4 };
-        GoogLeNet { preset, aux: true, dropout, aux_dropout: 0.7, num_classes: 1000 }
+        GoogLeNet { preset, aux: true, dropout, aux_dropout: 0.7, cifar: false, num_classes: 1000 }
     }
 
     /// torchvision's.
@@ -70,6 +73,11 @@ impl GoogLeNet {
     /// The paper's with batch norm.
     pub fn paper_bn() -> Self {
         GoogLeNet::new(GoogLeNetPreset::PaperBn)
+    }
+
+    /// For 32×32 images: [`GoogLeNet::paper_bn`] with a stem of stride 4, so that the blocks see maps of 8, 4 and 2 pixels.
+    pub fn cifar() -> Self {
+        GoogLeNet { cifar: true, num_classes: 10, ..GoogLeNet::paper_bn() }
     }
 
     /// Without auxiliary classifiers.
@@ -102,14 +110,16 @@ impl GoogLeNet {
 
     fn heads(&self) -> (AuxHead, ClassifierHead) {
         let aux = AuxHead::new(self.num_classes).unit(self.unit()).dropout(self.aux_dropout);
+        let pooled = self.cifar || self.preset == GoogLeNetPreset::Torchvision;
+        let aux = if pooled { aux } else { aux.windows() };
         let main = ClassifierHead::new(self.num_classes).dropout(self.dropout);
         let [small, zero] = [0.2, 0.0].map(Init::Constant);
         match self.preset {
             GoogLeNetPreset::Torchvision => (aux.init(self.init()), main.init(self.init())),
             GoogLeNetPreset::Paper => {
-                (aux.windows().init(self.init()).bias_init([small, zero]), main.init(self.init()).bias_init(zero))
+                (aux.init(self.init()).bias_init([small, zero]), main.init(self.init()).bias_init(zero))
             }
-            GoogLeNetPreset::PaperBn => (aux.windows(), main),
+            GoogLeNetPreset::PaperBn => (aux, main),
         }
     }
 
@@ -118,8 +128,9 @@ impl GoogLeNet {
         let unit = |conv| self.unit().around(conv);
         let pool = MaxPool::k(3).stride(2).ceil();
         let lrn = || (self.preset == GoogLeNetPreset::Paper).then_some(LocalResponseNorm::new(5));
+        let first = if self.cifar { Conv2d::k3(64) } else { Conv2d::k(7, 64).stride(2) };
         let mut x = x
-            .layer("conv1", unit(Conv2d::k(7, 64).stride(2)))
+            .layer("conv1", unit(first))
             .layer("maxpool1", pool)
             .layer("norm1", lrn())
             .layer("conv2", unit(Conv2d::k1(64)))

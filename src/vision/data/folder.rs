@@ -79,6 +79,14 @@ impl ImageFolder {
         }
     }
 
+    /// `count` images spread evenly over all, so that classes keep their shares; all if there are fewer, at least one. For
+    /// trying things out.
+    pub fn spread(mut self, count: usize) -> Self {
+        let (len, count) = (self.files.len(), count.clamp(1, self.files.len()));
+        self.files = (0..count).map(|i| std::mem::take(&mut self.files[i * len / count])).collect();
+        self
+    }
+
     /// The error of each image left out, with its file.
     pub fn skipped(&self) -> &[String] {
         &self.skipped
@@ -170,6 +178,13 @@ mod tests {
         let set = ImageFolder::open(&root, OnDamage::Skip).unwrap();
         assert_eq!((set.len(), set.skipped().len()), (3, 1));
         assert!(set.skipped()[0].contains("cut.jpg"));
+
+        write("ants/other.jpg", &photo);
+        let set = ImageFolder::open(&root, OnDamage::Skip).unwrap();
+        let part = set.clone().spread(2);
+        assert_eq!((part.len(), part.path(0), part.path(1)), (2, set.path(0), set.path(2)), "half of each class");
+        assert_eq!([part.label(0), part.label(1)], [0, 1]);
+        assert_eq!((set.clone().spread(0).len(), set.spread(9).len()), (1, 4));
         std::fs::remove_dir_all(&root).unwrap();
     }
 }
