@@ -7,8 +7,8 @@
 mod common;
 
 use common::{golden_json, relative_error};
-use convzoo::models::{GoogLeNet, ResNet, SqueezeNet};
-use convzoo::vision::{Image, Preset, labels, softmax, top_k};
+use convzoo::models::{GoogLeNet, ModelConfig, ResNet, SqueezeNet};
+use convzoo::vision::{Image, Preset, Resize, labels, softmax, top_k};
 use convzoo::weights::{Limits, LoadOptions, StateDict};
 use convzoo::{Model, Result, Tensor, graph::Layer};
 use serde_json::Value;
@@ -214,6 +214,39 @@ fn cifar_resnets_from_th_files() -> Result<()> {
         println!("{name}: {right} / 1000, {same} answers as PyTorch");
         // Lossless images and resizing to the bit: only a tie within rounding may fall the other way.
         assert!(same >= 999 && right.abs_diff(real[name]["right"].as_u64().unwrap()) <= 1, "{name}: {right}, {same}");
+    }
+    Ok(())
+}
+
+/// What `examples/data/README.md` says of the weights that this crate trained: 1000 images of the test set, right answers.
+const TRAINED_HERE: [(&str, &str, u64); 1] = [("resnet20_convzoo", "", 913)];
+
+#[test]
+fn weights_trained_by_this_crate_load_strictly_and_keep_their_accuracy() -> Result<()> {
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let images = data().map(|data| cifar_images(&data)).transpose()?.unwrap_or_default();
+    for (file, config, wanted) in TRAINED_HERE {
+        let config = match config {
+            "" => ModelConfig::named("resnet20")?,
+            file => {
+                let path = examples.join("configs").join(file);
+                let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+                serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+            }
+        };
+        let model = loaded(&config, examples.join(format!("data/{file}.safetensors")), &|_| None)?;
+        let cat = Image::open(examples.join("data/photos/chelsea.png"))?;
+        let cat = Preset { resize: Some(Resize::Exact([32, 32])), ..Preset::cifar10() }.apply(&cat)?;
+        let mut plan = model.plan([1, 3, 32, 32])?;
+        let seen = labels::cifar10()[best(plan.run(&cat)?.logits(), 1)[0].0];
+        let mut right = 0;
+        for (name, image) in &images {
+            let class = best(plan.run(image)?.logits(), 1)[0].0;
+            right += u64::from(name.starts_with(labels::cifar10()[class]));
+        }
+        println!("{file}: {right} of {} images, the photograph of a cat is a {seen}", images.len());
+        assert_eq!(seen, "cat", "{file}");
+        assert!(images.is_empty() || right.abs_diff(wanted) <= 2, "{file}: {right} for {wanted}");
     }
     Ok(())
 }
