@@ -25,6 +25,8 @@ struct Gate {
 const CHANNELS: usize = 64;
 /// Pixels whose products are added up before they meet the others.
 const PIXELS: usize = 64;
+/// Pixels ahead of use to fetch.
+const AHEAD: usize = 16;
 
 impl Tiled for Gate {
     fn name(&self) -> String {
@@ -73,6 +75,8 @@ impl Gate {
                 let mut sums = [S::zero(); V];
                 for _ in first..plane.min(first + PIXELS) {
                     for v in 0..V {
+                        S::prefetch_far(dy.wrapping_add(AHEAD * self.gradient.ld + v * S::LANES));
+                        S::prefetch_far(x.wrapping_add(AHEAD * self.input.ld + v * S::LANES));
                         sums[v] = S::fma(load(dy, v), load(x, v), sums[v]);
                     }
                     dy = dy.wrapping_add(self.gradient.ld);

@@ -22,7 +22,7 @@ pub use back::{Backward, Chain, Statistic, Sums, Through, backward, backward_sta
 
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};
-use crate::kernels::{Io, Kernel, Map};
+use crate::kernels::{Io, Kernel, Map, Store};
 use crate::simd::{Isa, Simd, apply_activation};
 use std::ops::Range;
 
@@ -41,8 +41,22 @@ pub const BACKWARD_ROWS: usize = 4;
 /// Channels whose sums one tile unites.
 const CHANNELS: usize = 64;
 
-/// Pixels summed up before they join the sum of a block: a long sum of squares loses a digit.
+/// Pixels summed up before they join the sum of a block: a long sum of squares loses a digit. Four registers of channels at
+/// a time are summed over a run, so that a map is read from end to end, and the next run is fetched meanwhile.
 const RUN: usize = 16;
+
+/// Pixels in runs.
+fn runs(pixels: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    pixels.clone().step_by(RUN).map(move |start| start..pixels.end.min(start + RUN))
+}
+
+/// How many pixels ahead of use to fetch: none of a map that is read from end to end, which the hardware sees by itself.
+fn ahead(c: usize, ld: usize) -> usize {
+    if ld <= c + c / 4 { 0 } else { (AHEAD / c.max(1)).clamp(1, RUN) }
+}
+
+/// Floats fetched ahead of use.
+const AHEAD: usize = 1 << 11;
 
 /// Blocks of pixels of a map, over which sums are taken first.
 fn blocks(map: Map) -> Tiling {
@@ -81,26 +95,41 @@ impl Tiled for Moments {
         unsafe {
             let x = io.inputs[0].add(pixels.start * map.ld);
             let to = io.output.add(tile * 2 * map.c);
-            let mut c = 0;
-            while c < map.c {
-                c += if c + 4 * S::LANES <= map.c {
-                    self.columns::<S, 4>(x.add(c), pixels.len(), to.add(c), S::LANES)
-                } else {
-                    self.columns::<S, 1>(x.add(c), pixels.len(), to.add(c), S::LANES.min(map.c - c))
-                };
+            for run in runs(0..pixels.len()) {
+                let store = if run.start == 0 { Store::Set } else { Store::Add };
+                let mut c = 0;
+                while c < map.c {
+                    let from = [x.add(c), x.add(run.start * map.ld + c)];
+                    c += if c + 4 * S::LANES <= map.c {
+                        self.columns::<S, 4>(from, run.len(), (to.add(c), store), S::LANES)
+                    } else {
+                        self.columns::<S, 1>(from, run.len(), (to.add(c), store), S::LANES.min(map.c - c))
+                    };
+                }
+            }
+            let share = S::splat(1.0 / pixels.len() as f32);
+            for c in (0..map.c).step_by(S::LANES) {
+                let (mask, to) = (S::mask(S::LANES.min(map.c - c)), to.add(c));
+                let [sum, squares] = [0, map.c].map(|row| S::load_masked(to.add(row), mask));
+                let mean = S::mul(sum, share);
+                let deviations = S::sub(squares, S::mul(sum, mean));
+                S::store_masked(to, S::add(S::load_masked(x.add(c), mask), mean), mask);
+                S::store_masked(to.add(map.c), S::max(S::zero(), deviations), mask);
             }
         }
     }
 }
 
 impl Moments {
-    /// `V` registers of channels, the last of which has `lanes` that exist; returns the channels done.
+    /// Sums of the deviations from the first pixel, and of their squares, over a run of pixels: of `V` registers of channels,
+    /// the last of which has `lanes` that exist. `from` are the first pixel of the block and of the run. Returns the channels
+    /// done.
     #[inline(always)]
     unsafe fn columns<S: Simd, const V: usize>(
         &self,
-        mut x: *const f32,
+        from: [*const f32; 2],
         pixels: usize,
-        to: *mut f32,
+        (to, store): (*mut f32, Store),
         lanes: usize,
     ) -> usize {
         // SAFETY: passed on; the mask keeps to the channels.
@@ -109,32 +138,29 @@ impl Moments {
             let load = |p: *const f32, v: usize| {
                 if V == 1 { S::load_masked(p, mask) } else { S::load(p.add(v * S::LANES)) }
             };
+            let [first, mut x] = from;
             let mut around = [S::zero(); V];
             for v in 0..V {
-                around[v] = load(x, v);
+                around[v] = load(first, v);
             }
             let (mut sum, mut squares) = ([S::zero(); V], [S::zero(); V]);
-            for run in (0..pixels).step_by(RUN) {
-                let (mut s, mut q) = ([S::zero(); V], [S::zero(); V]);
-                for _ in run..pixels.min(run + RUN) {
-                    for v in 0..V {
-                        let d = S::sub(load(x, v), around[v]);
-                        s[v] = S::add(s[v], d);
-                        q[v] = S::fma(d, d, q[v]);
-                    }
-                    x = x.wrapping_add(self.input.ld);
-                }
+            for _ in 0..pixels {
                 for v in 0..V {
-                    (sum[v], squares[v]) = (S::add(sum[v], s[v]), S::add(squares[v], q[v]));
+                    S::prefetch_far(x.wrapping_add(RUN * self.input.ld + v * S::LANES));
+                    let d = S::sub(load(x, v), around[v]);
+                    sum[v] = S::add(sum[v], d);
+                    squares[v] = S::fma(d, d, squares[v]);
                 }
+                x = x.wrapping_add(self.input.ld);
             }
-            let share = S::splat(1.0 / pixels as f32);
             for v in 0..V {
-                let mean = S::mul(sum[v], share);
-                let deviations = S::sub(squares[v], S::mul(sum[v], mean));
                 let to = to.add(v * S::LANES);
-                S::store_masked(to, S::add(around[v], mean), mask);
-                S::store_masked(to.add(self.input.c), S::max(S::zero(), deviations), mask);
+                for (to, mut sum) in [(to, sum[v]), (to.add(self.input.c), squares[v])] {
+                    if store == Store::Add {
+                        sum = S::add(sum, S::load_masked(to, mask));
+                    }
+                    S::store_masked(to, sum, mask);
+                }
             }
             V * S::LANES
         }
@@ -283,7 +309,7 @@ impl Apply {
         activation: Option<Activation>,
     ) {
         let c = self.input.c;
-        let ld = self.residual.unwrap_or(0);
+        let (ld, ahead) = (self.residual.unwrap_or(0), ahead(c, self.input.ld));
         // SAFETY: the pixels lie in all maps, the mask keeps to the channels, the table has a float for each.
         unsafe {
             let [scale, shift] = [SCALE, SHIFT].map(|row| io.inputs[1].add(row * c));
@@ -292,6 +318,9 @@ impl Apply {
                 let r = io.inputs[2].wrapping_add(pixel * ld);
                 let mut i = 0;
                 while i + S::LANES <= c {
+                    if ahead > 0 {
+                        S::prefetch_far(x.wrapping_add(ahead * self.input.ld + i));
+                    }
                     let mut t = S::fma(S::load(x.add(i)), S::load(scale.add(i)), S::load(shift.add(i)));
                     if RESIDUAL {
                         t = S::add(t, S::load(r.add(i)));
@@ -332,6 +361,7 @@ impl Tiled for Apply {
             match (self.activation, self.residual.is_some()) {
                 (Some(Activation::Relu), false) => self.pixels::<S, false>(pixels, io, Some(Activation::Relu)),
                 (Some(Activation::Relu), true) => self.pixels::<S, true>(pixels, io, Some(Activation::Relu)),
+                (Some(Activation::Silu), false) => self.pixels::<S, false>(pixels, io, Some(Activation::Silu)),
                 (activation, false) => self.pixels::<S, false>(pixels, io, activation),
                 (activation, true) => self.pixels::<S, true>(pixels, io, activation),
             }

@@ -195,6 +195,8 @@ impl<P: Points> Task for Before<'_, P> {
     unsafe fn run<S: Simd>(self) {
         let (Squares { spec, across, zero }, first) = (self.squares, self.tiles.start);
         let Map { h, w, c, ld, .. } = spec.input;
+        // From a square to what is new in the next one.
+        let (ahead, new) = (P::OUT * P::STRIDE * ld, P::IN - P::OUT * P::STRIDE.min(P::IN));
         for tile in self.tiles.clone() {
             let [image, oy, ox] = origin::<P>(tile, across);
             let start = |o: usize, axis: usize| (o * P::STRIDE).wrapping_sub(spec.placed.before[axis]);
@@ -216,6 +218,11 @@ impl<P: Points> Task for Before<'_, P> {
                 let whole = c / S::LANES * S::LANES;
                 let mut channel = 0;
                 while channel < whole {
+                    for i in 0..P::IN * P::IN {
+                        if i % P::IN >= new {
+                            S::prefetch_far(at[i].wrapping_add(ahead + channel));
+                        }
+                    }
                     square_before::<S, P>(&at, channel, None, to.add(channel), self.stride);
                     channel += S::LANES;
                 }
@@ -299,6 +306,9 @@ impl<P: Turned> Task for Turn<'_, P> {
                 unsafe {
                     let mask = S::mask(S::LANES.min(self.columns.len() - channel));
                     let to = self.z.add((tile - first) * self.ld + channel);
+                    for pixel in &at[..P::OUT * P::OUT] {
+                        S::prefetch_far(pixel.wrapping_add(P::OUT * ld + channel));
+                    }
                     square_turn::<S, P>(&at, channel, mask, to, self.stride);
                 }
             }
@@ -361,16 +371,25 @@ impl<P: Points> Task for After<'_, P> {
         let (of, first, columns) = (self.of, self.tiles.start, self.columns.clone());
         let epilogue = of.spec.epilogue;
         let smooth = epilogue.activation.filter(|a| !matches!(a, Activation::Relu | Activation::Relu6));
+        // The pixels of a tile, of the one after it and of the next but one, which is fetched meanwhile: the outputs are new
+        // to the cache, and a store that waits for its line holds up everything behind it.
+        let last = self.tiles.end - 1;
+        let mut ring = [first, last.min(first + 1), last].map(|tile| self.pixels(tile));
         for tile in self.tiles.clone() {
-            let pixels = self.pixels(tile);
+            ring[(tile - first + 2) % 3] = self.pixels(last.min(tile + 2));
+            let [pixels, later] = [0, 2].map(|i| &ring[(tile - first + i) % 3]);
             let mut channel = 0;
             while channel < columns.len() {
+                for i in 0..P::OUT * P::OUT {
+                    // SAFETY: a hint.
+                    unsafe { S::prefetch_far(later.output[i].wrapping_add(channel)) };
+                }
                 // SAFETY: every pixel has the panel's channels, and the mask keeps to them.
                 unsafe {
                     let mask = S::mask((columns.len() - channel).min(S::LANES));
                     let from = self.m.add((tile - first) * of.ld_m + channel);
                     let bias = S::load(self.bias.add(columns.start + channel));
-                    let square = Square { pixels: &pixels, channel, from, stride: of.stride_m, range: of.range };
+                    let square = Square { pixels, channel, from, stride: of.stride_m, range: of.range };
                     match epilogue.residual {
                         None => square.after::<S, P, false>(bias, mask),
                         Some(_) => square.after::<S, P, true>(bias, mask),

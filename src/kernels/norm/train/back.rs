@@ -1,6 +1,6 @@
 //! The way back through an activation and a batch norm.
 
-use super::{CHANNELS, DEVIATION, MEAN, SCALE, SHIFT, blocks};
+use super::{CHANNELS, DEVIATION, MEAN, RUN, SCALE, SHIFT, ahead, blocks, runs};
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};
 use crate::kernels::{Io, Kernel, Map, Store};
@@ -98,7 +98,7 @@ impl Chained {
         pixels: Range<usize>,
         io: &Io,
         (c, lanes): (usize, usize),
-        to: *mut f32,
+        (to, sums): (*mut f32, Store),
         through: Through,
     ) {
         let chain = &self.chain;
@@ -126,7 +126,15 @@ impl Chained {
             let (mut sum, mut product) = ([S::zero(); V], [S::zero(); V]);
             for pixel in pixels {
                 let at = Pixel::of(chain, io, pixel, c);
+                let next = Pixel::of(chain, io, pixel + RUN, c);
                 for v in 0..V {
+                    S::prefetch_far(next.gradient.wrapping_add(v * S::LANES));
+                    if reads_input {
+                        S::prefetch_far(next.input.wrapping_add(v * S::LANES));
+                    }
+                    if let Through::Output(..) = through {
+                        S::prefetch_far(next.output.wrapping_add(v * S::LANES));
+                    }
                     let mut d = load(at.gradient, v);
                     let x = if reads_input { load(at.input, v) } else { S::zero() };
                     match through {
@@ -152,11 +160,12 @@ impl Chained {
             }
             for v in 0..V {
                 let to = to.wrapping_add(v * S::LANES);
-                if chain.sums != Sums::None {
-                    S::store_masked(to, sum[v], mask);
-                }
-                if centred {
-                    S::store_masked(to.add(channels), product[v], mask);
+                let rows = [(chain.sums != Sums::None, to, sum[v]), (centred, to.wrapping_add(channels), product[v])];
+                for (_, to, mut sum) in rows.into_iter().filter(|(wanted, ..)| *wanted) {
+                    if sums == Store::Add {
+                        sum = S::add(sum, S::load_masked(to, mask));
+                    }
+                    S::store_masked(to, sum, mask);
                 }
             }
         }
@@ -165,18 +174,22 @@ impl Chained {
     #[inline(always)]
     unsafe fn block<S: Simd>(&self, tile: usize, io: &Io, through: Through) {
         let channels = self.chain.gradient.c;
-        let (mut c, rows) = (0, self.chain.sums.rows());
-        while c < channels {
-            let to = io.output.wrapping_add(tile * rows * channels + c);
-            // SAFETY: passed on.
-            unsafe {
-                if c + 4 * S::LANES <= channels {
-                    self.columns::<S, 4>(self.blocks.range(tile), io, (c, S::LANES), to, through);
-                    c += 4 * S::LANES;
-                } else {
-                    let lanes = S::LANES.min(channels - c);
-                    self.columns::<S, 1>(self.blocks.range(tile), io, (c, lanes), to, through);
-                    c += S::LANES;
+        let (pixels, to) = (self.blocks.range(tile), tile * self.chain.sums.rows() * channels);
+        for run in runs(pixels.clone()) {
+            let sums = if run.start == pixels.start { Store::Set } else { Store::Add };
+            let mut c = 0;
+            while c < channels {
+                let to = (io.output.wrapping_add(to + c), sums);
+                // SAFETY: passed on.
+                unsafe {
+                    if c + 4 * S::LANES <= channels {
+                        self.columns::<S, 4>(run.clone(), io, (c, S::LANES), to, through);
+                        c += 4 * S::LANES;
+                    } else {
+                        let lanes = S::LANES.min(channels - c);
+                        self.columns::<S, 1>(run.clone(), io, (c, lanes), to, through);
+                        c += S::LANES;
+                    }
                 }
             }
         }
@@ -202,13 +215,14 @@ impl Tiled for Chained {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
-        use Activation::Relu;
+        use Activation::{Relu, Silu};
         // The common ones become constants of the loop.
         // SAFETY: passed on.
         unsafe {
             match self.chain.through {
                 Through::Nothing => self.block::<S>(tile, io, Through::Nothing),
                 Through::Normalised(Relu) => self.block::<S>(tile, io, Through::Normalised(Relu)),
+                Through::Normalised(Silu) => self.block::<S>(tile, io, Through::Normalised(Silu)),
                 Through::Output(Relu, ld) => self.block::<S>(tile, io, Through::Output(Relu, ld)),
                 through => self.block::<S>(tile, io, through),
             }
@@ -359,12 +373,19 @@ impl Back {
         let Backward { gradient, input, output: (ld, store), .. } = self.backward;
         let c = gradient.c;
         let ld_output = if let Through::Output(_, ld) = through { ld } else { 0 };
+        let ahead = ahead(c, input);
         for pixel in pixels {
             for i in (0..c).step_by(S::LANES) {
                 // SAFETY: the pixels lie in all maps, the mask keeps to the channels, the tables have a float for each.
                 unsafe {
                     let mask = S::mask(S::LANES.min(c - i));
                     let table = |input: usize, row: usize| S::load_masked(io.inputs[input].add(row * c + i), mask);
+                    if ahead > 0 {
+                        let far = pixel + ahead;
+                        S::prefetch_far(io.inputs[0].wrapping_add(far * gradient.ld + i));
+                        S::prefetch_far(io.inputs[1].wrapping_add(far * input + i));
+                        S::prefetch_far(io.output.wrapping_add(far * ld + i));
+                    }
                     let mut d = S::load_masked(io.inputs[0].add(pixel * gradient.ld + i), mask);
                     let x = S::load_masked(io.inputs[1].add(pixel * input + i), mask);
                     match through {
