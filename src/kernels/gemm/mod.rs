@@ -329,7 +329,7 @@ unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth
 }
 
 /// Whether the microkernel itself can apply it.
-pub(super) const fn is_clamp(activation: Activation) -> bool {
+pub(in crate::kernels) const fn is_clamp(activation: Activation) -> bool {
     matches!(activation, Activation::Relu | Activation::Relu6)
 }
 

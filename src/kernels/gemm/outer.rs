@@ -48,6 +48,14 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
         unsafe {
             let last = S::mask(t.last_lanes);
             let mut acc = [[S::zero(); NRV]; MR];
+            if t.store == Store::Add {
+                // What the sums will be added to is on its way while they are made.
+                for m in 0..MR {
+                    for v in 0..NRV {
+                        S::prefetch(t.c.wrapping_add(m * t.ld_c + v * S::LANES));
+                    }
+                }
+            }
             for pixel in 0..t.fetched {
                 S::prefetch_far(t.ahead.wrapping_add(pixel * LINE));
                 accumulate::<S, MR, NRV>(t, pixel, last, &mut acc);

@@ -30,8 +30,10 @@ use std::ops::Range;
 pub const TABLE_ROWS: usize = 5;
 const MEAN: usize = 0;
 const DEVIATION: usize = 1;
-const SCALE: usize = 2;
-const SHIFT: usize = 3;
+/// Row of the factors, `γ / √(variance + ε)`,
+pub const SCALE: usize = 2;
+/// and of the summands: the norm is `x · scale + shift`.
+pub const SHIFT: usize = 3;
 /// Row of the biased variance; the batch's mean is row 0.
 pub const VARIANCE: usize = 4;
 

@@ -7,6 +7,7 @@
 pub mod data;
 pub mod deform;
 pub mod depthwise;
+pub mod pointwise;
 pub mod weight;
 
 use super::{ConvSpec, Direction, Learned, Precision, learned};

@@ -4,6 +4,7 @@ use crate::kernels::conv::winograd::{self, Form};
 use crate::kernels::conv::{Sampling, learned_deform, learned_rows};
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
 use crate::kernels::naive::{self, ConvShape};
+use crate::kernels::norm::train as norm;
 use crate::kernels::{Epilogue, Io, Map, WEIGHTS};
 
 /// Images, size, channels in and out, groups, kernel, stride, padding, dilation.
@@ -148,23 +149,60 @@ fn weight_gradients_agree_with_the_oracle() {
                 gradients.extend([Form::F2, Form::F4].map(|form| winograd::grad::weight_gradient(spec, form, isa)));
             }
             for gradient in gradients {
-                check_weights(&gradient, [&x, &dy], &expected, &format!("{} of {case:?}", gradient.kernel.name()));
+                check_weights(&gradient, &[&x, &dy], &expected, &format!("{} of {case:?}", gradient.kernel.name()));
             }
         }
     }
 }
 
 #[track_caller]
-fn check_weights(gradient: &weight::WeightGradient, [x, dy]: [&[f32]; 2], expected: &[f64], what: &str) {
+fn check_weights(gradient: &weight::WeightGradient, inputs: &[&[f32]], expected: &[f64], what: &str) {
     let mut partial = vec![f32::NAN; gradient.partial];
     let mut found = vec![f32::NAN; expected.len()];
     let to = if gradient.gather.is_some() { partial.as_mut_ptr() } else { found.as_mut_ptr() };
-    run_tiles(&*gradient.kernel, &Io::new(&[x.as_ptr(), dy.as_ptr()], to));
+    let inputs: Vec<*const f32> = inputs.iter().map(|values| values.as_ptr()).collect();
+    run_tiles(&*gradient.kernel, &Io::new(&inputs, to));
     if let Some(gather) = &gradient.gather {
         run_tiles(&**gather, &Io::new(&[partial.as_ptr()], found.as_mut_ptr()));
     }
-    let tolerance = if what.contains("winograd") { 4e-6 } else { 1e-6 };
+    let tolerance = if what.contains("winograd") || what.contains("strassen") { 4e-6 } else { 1e-6 };
     assert_near(&found, &narrow(expected), tolerance * scale(expected), what);
+}
+
+#[test]
+fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
+    use crate::activation::Activation::Relu;
+    use pointwise::Source;
+    // Batch, size, channels in and out, stride.
+    for (n, size, channels, stride) in [
+        (1, [1, 1], [32, 32], 1),
+        (2, [9, 7], [64, 96], 1),
+        (3, [20, 19], [96, 192], 1),
+        (1, [13, 24], [160, 288], 2),
+        (2, [33, 40], [128, 32], 1),
+    ] {
+        let spec = spec((n, size, channels, 1, 1, stride, 0, 1));
+        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
+        let table = noise(norm::TABLE_ROWS * spec.input.c, 3);
+        for source in [Source::Ready, Source::Norm(None), Source::Norm(Some(Relu))] {
+            let row = |row: usize, c: usize| f64::from(table[row * spec.input.c + c]);
+            let plane = spec.input.h * spec.input.w;
+            let seen = |(i, &x): (usize, &f32)| {
+                let c = i / plane % spec.input.c;
+                let Source::Norm(activation) = source else { return f64::from(x) };
+                let y = f64::from(x) * row(norm::SCALE, c) + row(norm::SHIFT, c);
+                if activation.is_some() { y.max(0.0) } else { y }
+            };
+            let seen: Vec<f64> = x.iter().enumerate().map(seen).collect();
+            let expected = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
+            let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
+            for &isa in Isa::available() {
+                let gradient = pointwise::weight_gradient(spec, source, isa);
+                let what = format!("{} {channels:?} {source:?}", gradient.kernel.name());
+                check_weights(&gradient, &[&x, &dy, &table], &expected, &what);
+            }
+        }
+    }
 }
 
 #[test]
@@ -198,7 +236,7 @@ fn a_stem_reads_its_border_forward_and_back() {
         let mut found = vec![0.0; output.extent()];
         run(&forward, &[image.as_ptr()], &pack(&forward, &weight, Some(&bias)), found.as_mut_ptr());
         assert_near(&found, &spread(&narrow(&y), output), 1e-6 * scale(&y), isa.name());
-        check_weights(&weight::weight_gradient_rows(spec, isa), [&image, &dy], &expected, isa.name());
+        check_weights(&weight::weight_gradient_rows(spec, isa), &[&image, &dy], &expected, isa.name());
     }
 }
 
@@ -253,7 +291,7 @@ fn deformable_gradients_agree_with_the_oracle() {
             let mut samples = vec![f32::NAN; gradient.samples.extent()];
             let io = Io::new(&[x.as_ptr(), offset.as_ptr(), mask.as_ptr()], samples.as_mut_ptr());
             run_tiles(&*gradient.sample, &io);
-            check_weights(&gradient.product, [&samples, &dy], &expected.weight, &what);
+            check_weights(&gradient.product, &[&samples, &dy], &expected.weight, &what);
         }
     }
 }

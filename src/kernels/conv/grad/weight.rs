@@ -12,6 +12,7 @@
 
 use super::super::indirect::Taps;
 use super::super::{ConvSpec, Precision, winograd};
+use super::pointwise::{self, Source};
 use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Kernel, Store};
@@ -34,6 +35,9 @@ pub struct WeightGradient {
 pub fn weight_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> WeightGradient {
     if let (Precision::Fast, Some(form)) = (precision, winograd::grad::profitable(&spec)) {
         return winograd::grad::weight_gradient(spec, form, isa);
+    }
+    if precision == Precision::Fast && pointwise::profitable(&spec, Source::Ready) {
+        return pointwise::weight_gradient(spec, Source::Ready, isa);
     }
     if spec.groups == spec.input.c && spec.groups == spec.output.c && spec.groups > 1 {
         return super::depthwise::weight(spec, isa);
