@@ -87,7 +87,7 @@ impl Author<'_> {
     }
 
     /// Where a value can be read on the way back; it is computed again if it was not kept.
-    fn kept_value(&mut self, value: NodeId) -> Place {
+    pub(super) fn kept_value(&mut self, value: NodeId) -> Place {
         let here = self.value(value);
         if self.again[value.index()] != Some(here) {
             return here;
@@ -332,6 +332,9 @@ impl Author<'_> {
             self.sketch.push(Draft::new(learned.kernel, &[from.into(), old], to).weights(packed).macs(macs));
         }
         if self.learned[weight.index()] {
+            if self.weight_gradient_on_load(unit, from, self.gradient_of(weight))? {
+                return Ok(());
+            }
             let x = self.kept_value(input);
             let (mut spec, bordered) = self.spec(unit, x.map)?;
             spec.epilogue = Default::default();
@@ -341,17 +344,17 @@ impl Author<'_> {
                 false => grad::weight::weight_gradient(spec, self.options.precision, self.isa),
             };
             let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            self.weight_gradient(gradient, [x.into(), from.into()], self.gradient_of(weight), macs);
+            self.weight_gradient(gradient, &[x.into(), from.into()], self.gradient_of(weight), macs);
         }
         Ok(())
     }
 
-    fn weight_gradient(&mut self, gradient: WeightGradient, inputs: [At; 2], to: At, macs: usize) {
+    pub(super) fn weight_gradient(&mut self, gradient: WeightGradient, inputs: &[At], to: At, macs: usize) {
         let Some(gather) = gradient.gather else {
-            return self.sketch.push(Draft::new(gradient.kernel, &inputs, to).macs(macs));
+            return self.sketch.push(Draft::new(gradient.kernel, inputs, to).macs(macs));
         };
         let partial = self.sketch.buffer(gradient.partial);
-        self.sketch.push(Draft::new(gradient.kernel, &inputs, partial).macs(macs));
+        self.sketch.push(Draft::new(gradient.kernel, inputs, partial).macs(macs));
         self.sketch.push(Draft::new(gather, &[partial], to));
     }
 
@@ -403,7 +406,7 @@ impl Author<'_> {
             let samples = self.sketch.buffer(gradient.samples.extent());
             self.sketch.push(Draft::new(gradient.sample, &inputs, samples));
             let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            self.weight_gradient(gradient.product, [samples, from.into()], to_weight, macs);
+            self.weight_gradient(gradient.product, &[samples, from.into()], to_weight, macs);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The steps of the way forward.
 
+use super::on_load::Absent;
 use super::sketch::{At, Draft, Sketch};
 use crate::error::{Error, Result};
 use crate::exec::memory::{Border, Place, parts, places};
@@ -301,17 +302,26 @@ impl<'a> Author<'a> {
         else {
             return Ok(());
         };
-        let (spec, bordered) = self.spec(unit, self.value(unit.inputs[0]).map)?;
+        let (mut spec, bordered) = self.spec(unit, self.value(unit.inputs[0]).map)?;
         let bias_len = bias.map(|id| self.len(id));
-        let Learned { kernel, packing, packed } = match (self.sampling(unit), bordered) {
+        let mut inputs: Vec<At> = unit.inputs.iter().map(|&value| self.value(value).into()).collect();
+        let absent = self.absent_norm(unit.inputs[0]);
+        if let Some(Absent { x, table, .. }) = absent {
+            (spec.input, inputs) = (x.map, vec![x.into(), At::None, table]);
+        }
+        let absent = absent.map(|Absent { clamp, .. }| {
+            let learned = conv::learned_norm(spec, clamp, self.options.precision, self.isa);
+            learned.expect("a norm is left to a convolution that can apply it")
+        });
+        let plain = || match (self.sampling(unit), bordered) {
             (Some(sampling), _) => conv::learned_deform(spec, sampling, bias_len, self.isa),
             (None, true) => conv::learned_rows(spec, bias_len, self.isa),
             (None, false) => conv::learned(spec, Direction::Forward, bias_len, self.options.precision, self.isa),
         };
+        let Learned { kernel, packing, packed } = absent.unwrap_or_else(plain);
         let packed = self.sketch.buffer(packed);
         let weights = [self.param(weight), self.optional_param(bias)];
         self.sketch.push(Draft::new(packing, &weights, packed));
-        let inputs: Vec<At> = unit.inputs.iter().map(|&value| self.value(value).into()).collect();
         let to = self.value(unit.output);
         let macs = spec.output.pixels() * spec.output.c * spec.depth();
         self.sketch.push(Draft::new(kernel, &inputs, to).weights(packed).macs(macs));
@@ -368,7 +378,10 @@ impl<'a> Author<'a> {
                 self.followers.push(Follower { mean, var, momentum, count, channels, table });
             }
         }
-        self.normalise(unit, x, self.value(unit.output));
+        match self.reader_normalises(unit)? {
+            true => self.again[unit.output.index()] = Some(self.value(unit.output)),
+            false => self.normalise(unit, x, self.value(unit.output)),
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 //!   the last, on the way back as on the way there, so what backward reads is kept, and nothing else;
 //! - `forward` and `backward` write each operation's steps;
 //! - `moments` measures what norms read, each map once;
+//! - `on_load` leaves norms to the 1×1 convolutions behind them;
 //! - `run` hands the memory to the kernels.
 //!
 //! What backward reads is mostly what convolutions read and wrote. The output of a norm and its activation is not kept: it
@@ -18,6 +19,7 @@ mod backward;
 mod forward;
 mod fuse;
 mod moments;
+mod on_load;
 mod plan;
 mod run;
 mod sketch;

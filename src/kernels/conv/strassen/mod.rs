@@ -36,9 +36,11 @@ use self::transform::{Join, Sums};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::indirect::Taps;
-use super::weights::{Direction, Packed, Packing, held};
+use super::weights::{Direction, Order, Packed, Packing, held};
 use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows, clamp_of, is_clamp};
+use crate::kernels::norm::train::{SCALE, SHIFT};
+use crate::kernels::weights::whole;
 use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
@@ -87,6 +89,17 @@ pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
         }
 }
 
+/// Whether it is faster than the plain product in a training step, where all images share weights that are packed at every
+/// step and nothing else waits for the cache; by shape alone.
+pub(super) fn trains(spec: &ConvSpec, input: Input) -> bool {
+    let [inputs, outputs, pixels] = [spec.input.c, spec.output.c, spec.output.pixels()];
+    let shape = match input {
+        Input::Ready => inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
+        Input::Raw => inputs >= 96 && outputs >= 64,
+    };
+    applicable(spec) && shape && pixels >= 512
+}
+
 /// What a convolution finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Input {
@@ -105,48 +118,39 @@ pub fn strassen(
     isa: Isa,
 ) -> Box<dyn Kernel> {
     spec.check(weight, bias);
-    assert!(applicable(&spec));
-    let [inputs, outputs] = [spec.input.c, spec.output.c];
-    if let Some(Prologue { scale, shift, activation }) = &prologue {
-        assert!([scale.len(), shift.len()] == [inputs; 2] && activation.is_none_or(is_clamp));
-    }
-    let half = inputs / 2;
-    let gemm = Gemm::new(Extent { taps: PRODUCTS, k: half, n: outputs / 2 }, None, isa);
-    let mut padded_bias = AlignedBuf::zeros(outputs);
-    if let Some(bias) = bias {
-        padded_bias.copy_from_slice(bias);
-    }
-    let image = spec.output.h * spec.output.w;
-    let per_image = image.div_ceil(2);
-    let grid = cut(spec.output.n * per_image, &gemm);
-    // An odd number of cache lines: products must not fall into the same set of the first cache.
-    let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
-    let ld_m = gemm.columns(0).len().next_multiple_of(isa.lanes());
-    let product = StrassenProduct {
-        taps: Taps::of(&spec),
-        bias: padded_bias,
-        range: clamp_of(spec.epilogue.activation),
-        zero: AlignedBuf::zeros(inputs),
-        image,
-        per_image,
-        stride_v: spread(grid.tile_rows() * half),
-        ld_m,
-        stride_m: spread(grid.tile_rows() * ld_m),
-        spec,
-        prologue,
-        gemm,
-        weights: Packed::Given,
-        grid,
+    let inputs = spec.input.c;
+    let before = match prologue {
+        None => Before::Nothing,
+        Some(prologue) => {
+            assert!([prologue.scale.len(), prologue.shift.len()] == [inputs; 2]);
+            assert!(prologue.activation.is_none_or(is_clamp));
+            Before::Held(prologue)
+        }
     };
+    let mut product = StrassenProduct::new(spec, before, isa);
+    if let Some(bias) = bias {
+        product.bias.copy_from_slice(bias);
+    }
     held(Box::new(product), weight, None)
+}
+
+/// What is done to the input on its way, and where that is written.
+pub(super) enum Before {
+    /// Nothing.
+    Nothing,
+    /// What was known when the kernel was prepared.
+    Held(Prologue),
+    /// A batch norm whose table comes with every run, as `inputs[2]`, and the clamp behind it.
+    Table(Option<Activation>),
 }
 
 /// Packs the sums of weights, a panel at a time.
 struct StrassenPacking {
     gemm: Gemm,
+    order: Order,
 }
 
-/// Output channels of either half that are packed together.
+/// Output channels of either half, and input channels, that are packed together. Halves are whole multiples of it.
 const ROWS: usize = 16;
 
 impl Packing for StrassenPacking {
@@ -163,38 +167,64 @@ impl Packing for StrassenPacking {
         // SAFETY: the panel's weights lie here; pieces do not overlap.
         let values = unsafe { std::slice::from_raw_parts_mut(packed.add(range.start), range.len()) };
         let Extent { k: half, n, .. } = self.gemm.extent();
-        let rows = |start: usize, end: usize| start * 2 * half..end * 2 * half;
+        let rows = |start: usize| start * 2 * half..(start + ROWS) * 2 * half;
         for start in columns.clone().step_by(ROWS) {
-            let end = columns.end.min(start + ROWS);
-            weight.with(rows(start, end), &mut |first| {
-                weight.with(rows(n + start, n + end), &mut |second| {
-                    pack([first, second], half, start - columns.start, (width, &mut *values));
-                });
-            });
+            let mut pack = |halves: [&[f32]; 2]| self.pack(halves, start - columns.start, (width, &mut *values));
+            match self.order.direction {
+                Direction::Forward => weight.with(rows(start), &mut |first| {
+                    weight.with(rows(n + start), &mut |second| pack([first, second]));
+                }),
+                Direction::Backward => whole(weight, |all| pack([&all[start..], &all[n + start..]])),
+            }
         }
     }
 }
 
-/// Writes the seven sums of weights of up to 16 columns of a panel from `column` on: those of product `p` and channel `k`
-/// to row `p · half + k`. `halves` are the weights of the output channels in either half.
-fn pack(halves: [&[f32]; 2], half: usize, column: usize, (width, values): (usize, &mut [f32])) {
-    let [first, second] = halves.map(|weights| weights.chunks_exact(2 * half));
-    for (i, (first, second)) in first.zip(second).enumerate() {
-        for k in 0..half {
+impl StrassenPacking {
+    /// Writes the seven sums of weights of 16 columns of a panel from `column` on: those of product `p` and channel `k` to
+    /// row `p · half + k`. `halves` are the weights of the output channels in either half.
+    fn pack(&self, halves: [&[f32]; 2], column: usize, (width, values): (usize, &mut [f32])) {
+        let half = self.gemm.extent().k;
+        for block in (0..half).step_by(ROWS) {
             // Numbered as in the product: input half, then output half.
-            let [w11, w12, w21, w22] = [first[k], second[k], first[half + k], second[half + k]].map(f64::from);
-            let sums = [w11 + w22, w11, w12 - w22, w21 - w11, w22, w11 + w12, w21 + w22];
-            for (product, sum) in sums.into_iter().enumerate() {
-                values[(product * half + k) * width + column + i] = sum as f32;
+            let [w11, w12] = halves.map(|weights| self.square(weights, block));
+            let [w21, w22] = halves.map(|weights| self.square(weights, half + block));
+            for i in 0..ROWS {
+                let [a, b, c, d] = [&w11[i], &w12[i], &w21[i], &w22[i]];
+                let mut put = |product: usize, sum: [f32; ROWS]| {
+                    values[(product * half + block + i) * width + column..][..ROWS].copy_from_slice(&sum);
+                };
+                put(0, std::array::from_fn(|n| a[n] + d[n]));
+                put(1, *a);
+                put(2, std::array::from_fn(|n| b[n] - d[n]));
+                put(3, std::array::from_fn(|n| c[n] - a[n]));
+                put(4, *d);
+                put(5, std::array::from_fn(|n| a[n] + b[n]));
+                put(6, std::array::from_fn(|n| c[n] + d[n]));
             }
+        }
+    }
+
+    /// The weights of 16 output channels and of 16 input channels from `channel` on, the former side by side.
+    fn square(&self, weights: &[f32], channel: usize) -> [[f32; ROWS]; ROWS] {
+        let mut square = [[0.0; ROWS]; ROWS];
+        let (along, apart) = match self.order.direction {
+            Direction::Forward => (channel, self.order.output),
+            Direction::Backward => (channel * self.order.input, self.order.input),
+        };
+        for (i, line) in square.iter_mut().enumerate() {
+            line.copy_from_slice(&weights[along + i * apart..][..ROWS]);
+        }
+        match self.order.direction {
+            Direction::Forward => std::array::from_fn(|k| std::array::from_fn(|n| square[n][k])),
+            Direction::Backward => square,
         }
     }
 }
 
 impl super::weights::Form for StrassenProduct {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
-        assert_eq!(direction, Direction::Forward, "weights are packed once, for the way forward");
-        Box::new(StrassenPacking { gemm: self.gemm.clone() })
+        Box::new(StrassenPacking { gemm: self.gemm.clone(), order: direction.order(&self.spec) })
     }
 
     fn hold(&mut self, packed: AlignedBuf) {
@@ -229,10 +259,10 @@ fn cut(pairs: usize, gemm: &Gemm) -> Grid {
 }
 
 /// A prepared convolution.
-struct StrassenProduct {
+pub(super) struct StrassenProduct {
     spec: ConvSpec,
     taps: Taps,
-    prologue: Option<Prologue>,
+    before: Before,
     /// One tap per product, half of the channels each way.
     gemm: Gemm,
     weights: Packed,
@@ -254,6 +284,50 @@ struct StrassenProduct {
 }
 
 impl StrassenProduct {
+    /// See [`strassen`]; without a bias, and with weights that come with every run.
+    pub(super) fn new(spec: ConvSpec, before: Before, isa: Isa) -> Self {
+        assert!(applicable(&spec));
+        let [inputs, outputs] = [spec.input.c, spec.output.c];
+        let half = inputs / 2;
+        let gemm = Gemm::new(Extent { taps: PRODUCTS, k: half, n: outputs / 2 }, None, isa);
+        let image = spec.output.h * spec.output.w;
+        let per_image = image.div_ceil(2);
+        let grid = cut(spec.output.n * per_image, &gemm);
+        // An odd number of cache lines: products must not fall into the same set of the first cache.
+        let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
+        let ld_m = gemm.columns(0).len().next_multiple_of(isa.lanes());
+        StrassenProduct {
+            taps: Taps::of(&spec),
+            bias: AlignedBuf::zeros(outputs),
+            range: clamp_of(spec.epilogue.activation),
+            zero: AlignedBuf::zeros(inputs),
+            image,
+            per_image,
+            stride_v: spread(grid.tile_rows() * half),
+            ld_m,
+            stride_m: spread(grid.tile_rows() * ld_m),
+            spec,
+            before,
+            gemm,
+            weights: Packed::Given,
+            grid,
+        }
+    }
+
+    /// Factors and summands of what is done to the input, and the range it is clamped to.
+    fn prologue(&self, io: &Io) -> Option<([*const f32; 2], [f32; 2])> {
+        match &self.before {
+            Before::Nothing => None,
+            Before::Held(Prologue { scale, shift, activation }) => {
+                Some(([scale.as_ptr(), shift.as_ptr()], clamp_of(*activation)))
+            }
+            Before::Table(activation) => {
+                let row = |row: usize| io.inputs[2].wrapping_add(row * self.spec.input.c);
+                Some(([row(SCALE), row(SHIFT)], clamp_of(*activation)))
+            }
+        }
+    }
+
     /// The two pixels of a pair; the second does not exist at the end of an image with an odd number of them.
     fn pixels(&self, pair: usize) -> (usize, Option<usize>) {
         let (image, at) = (pair / self.per_image, pair % self.per_image * 2);
@@ -270,7 +344,7 @@ impl StrassenProduct {
 
 impl Kernel for StrassenProduct {
     fn name(&self) -> String {
-        let norm = if self.prologue.is_some() { "norm_" } else { "" };
+        let norm = if let Before::Nothing = self.before { "" } else { "norm_" };
         format!("{norm}strassen_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
     }
 
@@ -283,7 +357,7 @@ impl Kernel for StrassenProduct {
     }
 
     fn resident_bytes(&self) -> usize {
-        let prologue = self.prologue.as_ref().map_or(0, |p| p.scale.len() + p.shift.len());
+        let prologue = if let Before::Held(p) = &self.before { p.scale.len() + p.shift.len() } else { 0 };
         self.weights.bytes() + 4 * (self.bias.len() + self.zero.len() + prologue)
     }
 
@@ -311,13 +385,14 @@ impl Kernel for StrassenProduct {
                     *sides.add(product * count + i) = v.add(product * self.stride_v + i * half);
                 }
             }
-            if self.prologue.is_none() {
+            let prologue = self.prologue(io);
+            if prologue.is_none() {
                 for i in 0..count {
                     *sides.add(AS_IT_LIES[0] * count + i) = *pixels.add(2 * i);
                     *sides.add(AS_IT_LIES[1] * count + i) = (*pixels.add(2 * i + 1)).add(half);
                 }
             }
-            isa.run(Sums { of: self, pixels, count, v });
+            isa.run(Sums { of: self, prologue, pixels, count, v });
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table: sides, stride: count, skip: 0 };

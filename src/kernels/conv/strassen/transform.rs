@@ -1,14 +1,15 @@
 //! The two passes over memory: sums of half pixels, and outputs from products.
 
-use super::{Prologue, StrassenProduct};
+use super::StrassenProduct;
 use crate::kernels::Io;
-use crate::kernels::gemm::clamp_of;
 use crate::simd::{Simd, Task};
 use std::ops::Range;
 
 /// The left sides of the products: `v[product · stride + pair · half + channel]`.
 pub(super) struct Sums<'a> {
     pub(super) of: &'a StrassenProduct,
+    /// Factors, summands and range of what is done to the input.
+    pub(super) prologue: Option<([*const f32; 2], [f32; 2])>,
     /// The pixels of each pair.
     pub(super) pixels: *const *const f32,
     /// Pairs.
@@ -23,11 +24,9 @@ impl Task for Sums<'_> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: passed on.
         unsafe {
-            match &self.of.prologue {
+            match self.prologue {
                 None => self.sums::<S, false>([std::ptr::null(); 2], [0.0; 2]),
-                Some(Prologue { scale, shift, activation }) => {
-                    self.sums::<S, true>([scale.as_ptr(), shift.as_ptr()], clamp_of(*activation));
-                }
+                Some((table, range)) => self.sums::<S, true>(table, range),
             }
         }
     }

@@ -202,6 +202,11 @@ impl<P: Turned> Tiled for Gradient<P> {
                         *tables[1].add(square) = v.add(position * stride + square * ld);
                     }
                     let [a, b] = tables.map(|table| Side { pixels: table.cast_const(), skip: 0 });
+                    // The next position's sides have left the second cache since they were made.
+                    let next = |of: *const f32, c: usize, ld: usize, stride: usize| match position + 1 < products {
+                        true => Ahead::new(of.wrapping_add((position + 1) * stride), count, [c, ld]),
+                        false => Ahead::NONE,
+                    };
                     self.outer.run(&Block {
                         a,
                         b,
@@ -210,7 +215,7 @@ impl<P: Turned> Tiled for Gradient<P> {
                         ld_c: inputs,
                         size: [columns.len(), inputs],
                         store: if block == 0 { Store::Set } else { Store::Add },
-                        ahead: [Ahead::NONE; 2],
+                        ahead: [next(v, inputs, ld, stride), next(z, columns.len(), ld_z, stride_z)],
                     });
                 }
             }

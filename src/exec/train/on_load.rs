@@ -1,0 +1,73 @@
+//! Norms that the convolution behind them applies while it reads.
+//!
+//! A 1×1 convolution passes its input through registers before it multiplies (Strassen's sums), there and on the way back to
+//! its weights. A norm with a clamp that only such a convolution reads (DenseNet) is applied in passing, and what it makes
+//! is never stored.
+
+use super::forward::Author;
+use super::sketch::At;
+use crate::activation::Activation;
+use crate::error::Result;
+use crate::exec::memory::Place;
+use crate::exec::program::Unit;
+use crate::graph::{NodeId, Op};
+use crate::kernels::conv::grad::pointwise::{self, Source};
+use crate::kernels::conv::{self, ConvSpec, Precision};
+
+/// What stands for the output of a norm that is not in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Absent {
+    /// The input of the norm.
+    pub(super) x: Place,
+    /// Its table.
+    pub(super) table: At,
+    /// The clamp behind it.
+    pub(super) clamp: Option<Activation>,
+}
+
+impl<'a> Author<'a> {
+    /// The norm without a shortcut that makes `value`, if one does.
+    fn norm_of(&self, value: NodeId) -> Option<&'a Unit> {
+        let unit = self.program.units.iter().find(|unit| unit.output == value)?;
+        (matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none()).then_some(unit)
+    }
+
+    /// Whether the only reader of a norm applies it while it reads.
+    pub(super) fn reader_normalises(&self, norm: &Unit) -> Result<bool> {
+        let value = norm.output;
+        let mut readers = self.program.units.iter().filter(|unit| unit.reads().any(|read| read == value));
+        let (Some(reader), None) = (readers.next(), readers.next()) else { return Ok(false) };
+        let plain = matches!(reader.op, Op::Conv { bias: None, .. }) && self.norm_of(value).is_some();
+        if !plain || self.program.wanted.contains(&value) {
+            return Ok(false);
+        }
+        let (spec, bordered) = self.spec(reader, self.value(norm.inputs[0]).map)?;
+        let able = conv::learned_norm(spec, norm.activation, self.options.precision, self.isa).is_some();
+        Ok(able && !bordered)
+    }
+
+    /// What to read in place of `value`, if it is the output of a norm and not in memory.
+    pub(super) fn absent_norm(&self, value: NodeId) -> Option<Absent> {
+        let norm = self.norm_of(value).filter(|_| self.again[value.index()] == Some(self.value(value)))?;
+        let table = self.tables[value.index()];
+        Some(Absent { x: self.value(norm.inputs[0]), table, clamp: norm.activation })
+    }
+
+    /// Writes the gradient of a 1×1 convolution's weights from the input of the norm before it, if what the norm made is not
+    /// in memory and this is faster than making it again.
+    pub(super) fn weight_gradient_on_load(&mut self, unit: &Unit, from: Place, to: At) -> Result<bool> {
+        let Some(Absent { x, table, clamp }) = self.absent_norm(unit.inputs[0]) else { return Ok(false) };
+        let (spec, bordered) = self.spec(unit, x.map)?;
+        let spec = ConvSpec { output: from.map, epilogue: Default::default(), ..spec };
+        let source = Source::Norm(clamp);
+        if bordered || self.options.precision == Precision::Exact || !pointwise::profitable(&spec, source) {
+            return Ok(false);
+        }
+        let norm = self.norm_of(unit.inputs[0]).expect("it is absent");
+        let x = self.kept_value(norm.inputs[0]);
+        let macs = spec.output.pixels() * spec.output.c * spec.depth();
+        let gradient = pointwise::weight_gradient(spec, source, self.isa);
+        self.weight_gradient(gradient, &[x.into(), from.into(), table], to, macs);
+        Ok(true)
+    }
+}
