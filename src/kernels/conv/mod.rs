@@ -128,18 +128,14 @@ pub fn choose(
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
 pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precision: Precision, isa: Isa) -> Learned {
     spec.check_sizes();
-    let form = match precision == Precision::Fast && bias.is_none() && strassen::trains(&spec, Input::Ready) {
-        true => Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Nothing, isa)),
-        false => form(spec, precision, isa),
-    };
-    weights::learned(form, direction, spec.output.c * spec.depth(), bias)
+    weights::learned(form(spec, precision, isa), direction, spec.output.c * spec.depth(), bias)
 }
 
 /// As [`learned`], forward and without a bias, behind a batch norm and a clamp that are applied on the way: the input is
 /// that of the norm, whose table is `inputs[2]`. None where this would not be faster.
 pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precision, isa: Isa) -> Option<Learned> {
     spec.check_sizes();
-    let able = precision == Precision::Fast && clamp.is_none_or(is_clamp) && strassen::trains(&spec, Input::Raw);
+    let able = precision == Precision::Fast && clamp.is_none_or(is_clamp) && strassen::trains(&spec);
     let form = || Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Table(clamp), isa));
     able.then(|| weights::learned(form(), Direction::Forward, spec.output.c * spec.depth(), None))
 }

@@ -92,11 +92,11 @@ pub fn applicable(spec: &ConvSpec, source: Source) -> bool {
 /// of either side costs as much as five of products, and a norm of its own more.
 pub fn profitable(spec: &ConvSpec, source: Source) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
-    let share = match source {
-        Source::Ready => 100,
-        Source::Norm(_) => 60,
+    let shape = match source {
+        Source::Ready => 105 * (inputs + outputs) <= inputs * outputs,
+        Source::Norm(_) => 60 * (inputs + outputs) <= inputs * outputs && 4 * inputs >= 3 * outputs,
     };
-    applicable(spec, source) && spec.output.pixels() >= 4 * PAIRS && share * (inputs + outputs) <= inputs * outputs
+    applicable(spec, source) && shape && spec.output.pixels() >= 4 * PAIRS
 }
 
 /// The gradient of the weights, as [`weight_gradient`](super::weight::weight_gradient).

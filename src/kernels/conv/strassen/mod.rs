@@ -36,11 +36,10 @@ use self::transform::{Join, Sums};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::indirect::Taps;
-use super::weights::{Direction, Order, Packed, Packing, held};
+use super::weights::{Direction, Packed, Packing, held};
 use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows, clamp_of, is_clamp};
 use crate::kernels::norm::train::{SCALE, SHIFT};
-use crate::kernels::weights::whole;
 use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
@@ -89,15 +88,11 @@ pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
         }
 }
 
-/// Whether it is faster than the plain product in a training step, where all images share weights that are packed at every
-/// step and nothing else waits for the cache; by shape alone.
-pub(super) fn trains(spec: &ConvSpec, input: Input) -> bool {
-    let [inputs, outputs, pixels] = [spec.input.c, spec.output.c, spec.output.pixels()];
-    let shape = match input {
-        Input::Ready => inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
-        Input::Raw => inputs >= 96 && outputs >= 64,
-    };
-    applicable(spec) && shape && pixels >= 512
+/// Whether it is faster in a training step than a norm that passes over the map and the plain product; by shape alone. Weights
+/// are packed at every step there, so that without a norm it does not pay.
+pub(super) fn trains(spec: &ConvSpec) -> bool {
+    let [inputs, outputs] = [spec.input.c, spec.output.c];
+    applicable(spec) && inputs >= 96 && outputs >= 64 && 4 * inputs >= 3 * outputs && spec.output.pixels() >= 512
 }
 
 /// What a convolution finds.
@@ -147,10 +142,9 @@ pub(super) enum Before {
 /// Packs the sums of weights, a panel at a time.
 struct StrassenPacking {
     gemm: Gemm,
-    order: Order,
 }
 
-/// Output channels of either half, and input channels, that are packed together. Halves are whole multiples of it.
+/// Output channels of either half, and input channels, that are packed together; half of the latter is a multiple of it.
 const ROWS: usize = 16;
 
 impl Packing for StrassenPacking {
@@ -167,24 +161,24 @@ impl Packing for StrassenPacking {
         // SAFETY: the panel's weights lie here; pieces do not overlap.
         let values = unsafe { std::slice::from_raw_parts_mut(packed.add(range.start), range.len()) };
         let Extent { k: half, n, .. } = self.gemm.extent();
-        let rows = |start: usize| start * 2 * half..(start + ROWS) * 2 * half;
+        let rows = |start: usize, end: usize| start * 2 * half..end * 2 * half;
         for start in columns.clone().step_by(ROWS) {
-            let mut pack = |halves: [&[f32]; 2]| self.pack(halves, start - columns.start, (width, &mut *values));
-            match self.order.direction {
-                Direction::Forward => weight.with(rows(start), &mut |first| {
-                    weight.with(rows(n + start), &mut |second| pack([first, second]));
-                }),
-                Direction::Backward => whole(weight, |all| pack([&all[start..], &all[n + start..]])),
-            }
+            let end = columns.end.min(start + ROWS);
+            weight.with(rows(start, end), &mut |first| {
+                weight.with(rows(n + start, n + end), &mut |second| {
+                    self.pack([first, second], start - columns.start, (width, &mut *values));
+                });
+            });
         }
     }
 }
 
 impl StrassenPacking {
-    /// Writes the seven sums of weights of 16 columns of a panel from `column` on: those of product `p` and channel `k` to
+    /// Writes the seven sums of weights of up to 16 columns of a panel from `column` on: those of product `p` and channel `k` to
     /// row `p · half + k`. `halves` are the weights of the output channels in either half.
     fn pack(&self, halves: [&[f32]; 2], column: usize, (width, values): (usize, &mut [f32])) {
         let half = self.gemm.extent().k;
+        let columns = (halves[0].len() / (2 * half)).min(ROWS);
         for block in (0..half).step_by(ROWS) {
             // Numbered as in the product: input half, then output half.
             let [w11, w12] = halves.map(|weights| self.square(weights, block));
@@ -192,7 +186,7 @@ impl StrassenPacking {
             for i in 0..ROWS {
                 let [a, b, c, d] = [&w11[i], &w12[i], &w21[i], &w22[i]];
                 let mut put = |product: usize, sum: [f32; ROWS]| {
-                    values[(product * half + block + i) * width + column..][..ROWS].copy_from_slice(&sum);
+                    values[(product * half + block + i) * width + column..][..columns].copy_from_slice(&sum[..columns]);
                 };
                 put(0, std::array::from_fn(|n| a[n] + d[n]));
                 put(1, *a);
@@ -205,26 +199,20 @@ impl StrassenPacking {
         }
     }
 
-    /// The weights of 16 output channels and of 16 input channels from `channel` on, the former side by side.
+    /// The weights of up to 16 output channels and of 16 input channels from `channel` on, the former side by side.
     fn square(&self, weights: &[f32], channel: usize) -> [[f32; ROWS]; ROWS] {
-        let mut square = [[0.0; ROWS]; ROWS];
-        let (along, apart) = match self.order.direction {
-            Direction::Forward => (channel, self.order.output),
-            Direction::Backward => (channel * self.order.input, self.order.input),
-        };
-        for (i, line) in square.iter_mut().enumerate() {
-            line.copy_from_slice(&weights[along + i * apart..][..ROWS]);
+        let mut rows = [[0.0; ROWS]; ROWS];
+        for (row, weights) in rows.iter_mut().zip(weights.chunks_exact(2 * self.gemm.extent().k)) {
+            row.copy_from_slice(&weights[channel..][..ROWS]);
         }
-        match self.order.direction {
-            Direction::Forward => std::array::from_fn(|k| std::array::from_fn(|n| square[n][k])),
-            Direction::Backward => square,
-        }
+        std::array::from_fn(|k| std::array::from_fn(|n| rows[n][k]))
     }
 }
 
 impl super::weights::Form for StrassenProduct {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
-        Box::new(StrassenPacking { gemm: self.gemm.clone(), order: direction.order(&self.spec) })
+        assert_eq!(direction, Direction::Forward, "no sums of weights for the way back");
+        Box::new(StrassenPacking { gemm: self.gemm.clone() })
     }
 
     fn hold(&mut self, packed: AlignedBuf) {

@@ -5,6 +5,9 @@ use crate::kernels::Io;
 use crate::simd::{Simd, Task};
 use std::ops::Range;
 
+/// Pairs ahead of use to fetch.
+const AHEAD: usize = 4;
+
 /// The left sides of the products: `v[product · stride + pair · half + channel]`.
 pub(super) struct Sums<'a> {
     pub(super) of: &'a StrassenProduct,
@@ -50,9 +53,15 @@ impl Sums<'_> {
             };
             for pair in 0..self.count {
                 let [a, b] = [*self.pixels.add(2 * pair), *self.pixels.add(2 * pair + 1)];
+                let later = 2 * (pair + AHEAD).min(self.count - 1);
+                let later = [*self.pixels.add(later), *self.pixels.add(later + 1)];
                 let to = self.v.add(pair * half);
                 let mut k = 0;
                 while k < half {
+                    for pixel in later {
+                        S::prefetch_far(pixel.wrapping_add(k));
+                        S::prefetch_far(pixel.wrapping_add(half + k));
+                    }
                     let (a1, a2, b1, b2) = (load(a, k), load(a, half + k), load(b, k), load(b, half + k));
                     let to = to.add(k);
                     S::store(to, S::add(a1, b2));
@@ -116,12 +125,17 @@ impl Join<'_> {
             };
             for pair in self.pairs.clone() {
                 let (a, b) = of.pixels(pair);
+                // Where the next pairs will be stored: a store that waits for its line holds up everything behind it.
+                let later = self.io.output.wrapping_add((a + 2 * AHEAD) * ld).cast_const();
                 let m = self.m.add((pair - first) * of.ld_m);
                 let mut n = 0;
                 while n < self.columns.len() {
                     let product = |i: usize| S::load(m.add(i * of.stride_m + n));
                     let (m0, m1, m2, m3, m4) = (product(0), product(1), product(2), product(3), product(4));
                     let channel = self.columns.start + n;
+                    for at in [channel, half + channel, ld + channel, ld + half + channel] {
+                        S::prefetch_far(later.wrapping_add(at));
+                    }
                     store(a, channel, S::add(S::add(m0, m3), S::sub(product(6), m4)));
                     store(a, half + channel, S::add(m2, m4));
                     if let Some(b) = b {
