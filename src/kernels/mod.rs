@@ -21,6 +21,7 @@ pub mod activation;
 pub mod elementwise;
 pub mod excite;
 pub mod gradient;
+pub mod joined;
 pub mod layout;
 pub mod noise;
 pub mod norm;
@@ -117,6 +118,18 @@ impl Io {
     }
 }
 
+/// Blocks of pixels of a kernel's output, each written by tiles of its own: tile `t` of block `i` is number `t · count + i`. The
+/// map is cut in units of pixels, as a pass over it cuts it in tiles; block `i` ends before unit `(i + 1) · units / count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stripes {
+    /// Units of pixels.
+    pub units: usize,
+    /// Blocks.
+    pub count: usize,
+    /// Tiles of a block.
+    pub tiles: usize,
+}
+
 /// A prepared computation.
 pub trait Kernel: Send + Sync {
     /// What runs, for `explain()` and profiles, for example `pointwise_6x4 avx512`.
@@ -133,6 +146,11 @@ pub trait Kernel: Send + Sync {
     /// Bytes of packed weights and tables held.
     fn resident_bytes(&self) -> usize {
         0
+    }
+
+    /// How the tiles make blocks of whole pixels, if they do.
+    fn stripes(&self) -> Option<Stripes> {
+        None
     }
 
     /// Computes tile number `tile`.

@@ -300,7 +300,7 @@ impl Author<'_> {
         let output = if through == Through::Nothing { At::None } else { self.value(unit.output).into() };
         let to = if store.is_some() { from.into() } else { At::None };
         let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), At::None, At::None, output], partial);
-        self.sketch.push(draft.also([to, At::None]));
+        self.sketch.push_behind(draft.also([to, At::None]));
         if sums == Sums::Bias {
             self.sketch.push(Draft::new(norm::total(from.map, self.isa), &[partial], bias));
         }
@@ -438,7 +438,7 @@ impl Author<'_> {
         let output = if let Through::Output(..) = through { y.into() } else { At::None };
         let to = stored.map_or(At::None, |(place, _)| place.into());
         let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), x.into(), table, output], partial);
-        self.sketch.push(draft.also([to, At::None]));
+        self.sketch.push_behind(draft.also([to, At::None]));
 
         let statistic = if self.is_fixed(&unit.op) { Statistic::Running } else { Statistic::Batch };
         let coefficients = self.sketch.buffer(norm::BACKWARD_ROWS * from.map.c);

@@ -45,7 +45,7 @@ impl Author<'_> {
     /// Measures one map.
     fn measure(&mut self, x: Place, epsilon: f64, [scale, shift]: [At; 2], table: At) {
         let partial = self.sketch.buffer(norm::partial_len(x.map, 2));
-        self.sketch.push(Draft::new(norm::moments(x.map, self.isa), &[x.into()], partial));
+        self.sketch.push_behind(Draft::new(norm::moments(x.map, self.isa), &[x.into()], partial));
         self.sketch.push(Draft::new(norm::statistics(x.map, epsilon, self.isa), &[partial, scale, shift], table));
     }
 

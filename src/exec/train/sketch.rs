@@ -2,6 +2,7 @@
 
 use crate::exec::memory::{Buffer, Place, pack, pixel_stride};
 use crate::exec::prepare::{Slot, Step};
+use crate::kernels::joined::{PASSED, fits, joined};
 use crate::kernels::{Kernel, MAX_INPUTS, Map, WEIGHTS};
 
 /// Where a step reads or writes.
@@ -111,6 +112,48 @@ impl Sketch {
     /// Appends a step.
     pub(super) fn push(&mut self, draft: Draft) {
         self.steps.push((draft, self.path.clone(), self.shape));
+    }
+
+    /// Appends a step that passes over the map that is its first input, or lets the step that writes this map do it where it
+    /// can, block by block.
+    pub(super) fn push_behind(&mut self, draft: Draft) {
+        match self.writer_for(&draft) {
+            None => self.push(draft),
+            Some(at) => {
+                let (mut writer, path, shape) = self.steps.remove(at);
+                writer.kernel = joined(writer.kernel, draft.kernel).into();
+                PASSED.into_iter().zip(&draft.inputs[1..]).for_each(|(to, &from)| writer.inputs[to] = from);
+                writer.also = [draft.output, draft.also[0]];
+                self.steps.insert(at, (writer, path, shape));
+            }
+        }
+    }
+
+    /// The step that writes the first input of `draft`, if it can do what `draft` does besides: nothing has touched what
+    /// `draft` reads or writes since then, but readers of a map that `draft` leaves as it is.
+    fn writer_for(&self, draft: &Draft) -> Option<usize> {
+        let map = draft.inputs[0];
+        let buffer = |at: &At| if let At::Buffer(buffer, _) = *at { Some(buffer) } else { None };
+        let wrote = |step: &Draft, of: usize| [step.output].iter().chain(&step.also).any(|at| buffer(at) == Some(of));
+        let read = |step: &Draft, of: usize| step.inputs.iter().any(|at| buffer(at) == Some(of));
+        let of = buffer(&map)?;
+        let at = self.steps.iter().rposition(|(step, ..)| wrote(step, of))?;
+        let (writer, since) = (&self.steps[at].0, &self.steps[at + 1..]);
+        let free = PASSED.iter().all(|&input| writer.inputs[input] == At::None) && writer.also == [At::None; 2];
+        if writer.output != map || !free || !fits(&*writer.kernel, &*draft.kernel) {
+            return None;
+        }
+        let inputs = draft.inputs[1..].iter().filter_map(buffer);
+        let outputs = [draft.output].into_iter().chain(draft.also);
+        let outside = outputs.clone().any(|at| matches!(at, At::Outside(..)));
+        let settled =
+            inputs.into_iter().all(|of| !wrote(writer, of) && since.iter().all(|(step, ..)| !wrote(step, of)));
+        let unseen = outputs.filter_map(|at| buffer(&at)).all(|to| {
+            let untouched = since.iter().all(|(step, ..)| !wrote(step, to) && !read(step, to));
+            untouched && (to == of || !read(writer, to))
+        });
+        let whole = draft.also.iter().all(|at| buffer(at) != Some(of) || *at == map);
+        (settled && unseen && whole && !outside && draft.also[1] == At::None).then_some(at)
     }
 
     /// Gives every buffer its address: the steps, the address of each buffer, and the floats of the arena.

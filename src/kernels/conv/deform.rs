@@ -90,6 +90,7 @@ impl Deform {
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
             most_rows: (SAMPLES / (taps * ld)).clamp(24, 256),
+            unit: 1,
         });
         Deform { spec, sampling, gemm, weights: Packed::Given, zero: AlignedBuf::zeros(ld), ld, grid }
     }

@@ -1,5 +1,6 @@
 //! How a convolution is cut into tiles: a grid of row blocks and panel groups, by shape alone.
 
+use crate::kernels::Stripes;
 use std::ops::Range;
 
 /// A grid of tiles over `rows` output pixels and `panels` panels of output channels.
@@ -9,6 +10,8 @@ pub(super) struct Grid {
     panels: usize,
     row_parts: usize,
     panel_parts: usize,
+    /// Row blocks begin at multiples of this.
+    unit: usize,
 }
 
 /// What the cut depends on.
@@ -26,6 +29,8 @@ pub(super) struct Work {
     pub(super) activations: usize,
     /// Most rows a tile may have.
     pub(super) most_rows: usize,
+    /// Rows that stay together.
+    pub(super) unit: usize,
 }
 
 /// About 20 µs of one core.
@@ -34,6 +39,8 @@ const MACS_PER_TILE: usize = 2_500_000;
 const WEIGHTS_PER_TILE: usize = 256 << 10;
 /// Activations of a tile should stay in the second cache.
 const ACTIVATIONS_PER_TILE: usize = 512 << 10;
+/// Fewer row blocks than this leave threads waiting for each other.
+const LEAST_STRIPES: usize = 8;
 /// Fewer rows than this do not pay for the weights they pull in.
 const LEAST_ROWS: usize = 48;
 
@@ -41,20 +48,20 @@ impl Grid {
     /// `row_parts` by `panel_parts` tiles.
     pub(super) fn of([rows, panels]: [usize; 2], [row_parts, panel_parts]: [usize; 2]) -> Self {
         debug_assert!(row_parts <= rows.max(1) && panel_parts <= panels);
-        Grid { rows, panels, row_parts, panel_parts }
+        Grid { rows, panels, row_parts, panel_parts, unit: 1 }
     }
 
     /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that
     /// reads the least: every row block reads all weights, every panel group all activations.
     pub(super) fn cut(work: Work) -> Self {
-        let Work { rows, panels, macs, weights, activations, most_rows } = work;
+        let Work { rows, panels, macs, weights, activations, most_rows, unit } = work;
         let worth = (macs / MACS_PER_TILE).max(weights / WEIGHTS_PER_TILE);
         let wanted = worth.clamp(1, if weights > 1 << 20 { 16 } else { 32 });
         let least = activations.div_ceil(ACTIVATIONS_PER_TILE).max(rows.div_ceil(most_rows)).max(1);
-        let most = (rows / LEAST_ROWS).max(least).min(rows.max(1));
+        let most = (rows / LEAST_ROWS).max(least).min(rows.div_ceil(unit).max(1));
         let cut = |panel_parts: usize| {
             let row_parts = wanted.div_ceil(panel_parts).clamp(least.min(most), most);
-            Grid { rows, panels, row_parts, panel_parts }
+            Grid { rows, panels, row_parts, panel_parts, unit }
         };
         let cost = |grid: &Grid| {
             let missing = wanted.saturating_sub(grid.tiles());
@@ -69,13 +76,25 @@ impl Grid {
 
     /// Rows of the largest tile.
     pub(super) fn tile_rows(&self) -> usize {
-        self.rows.div_ceil(self.row_parts)
+        (self.rows.div_ceil(self.unit).div_ceil(self.row_parts) * self.unit).min(self.rows)
     }
 
     /// The rows and panels of tile `i`. Tiles that share weights follow each other.
     pub(super) fn tile(&self, i: usize) -> (Range<usize>, Range<usize>) {
         let part = |i: usize, parts: usize, all: usize| i * all / parts..(i + 1) * all / parts;
-        (part(i % self.row_parts, self.row_parts, self.rows), part(i / self.row_parts, self.panel_parts, self.panels))
+        (self.stripe(i % self.row_parts), part(i / self.row_parts, self.panel_parts, self.panels))
+    }
+
+    /// The rows of row block `i`.
+    fn stripe(&self, i: usize) -> Range<usize> {
+        let (units, at) = (self.rows.div_ceil(self.unit), |row: usize| self.rows.min(row * self.unit));
+        at(i * units / self.row_parts)..at((i + 1) * units / self.row_parts)
+    }
+
+    /// The row blocks, if they are cut in units and enough for a few threads.
+    pub(super) fn stripes(&self) -> Option<Stripes> {
+        let (units, count) = (self.rows.div_ceil(self.unit), self.row_parts);
+        (self.unit > 1 && count >= LEAST_STRIPES).then_some(Stripes { units, count, tiles: self.panel_parts })
     }
 }
 
@@ -86,17 +105,23 @@ mod tests {
     #[test]
     fn tiles_cover_everything_once_and_suffice_for_many_threads() {
         // rows, panels, k, whether eight threads should all find work
-        for (rows, panels, k, busy) in
-            [(3136, 4, 64, true), (49, 8, 4608, true), (1, 64, 25088, true), (196, 4, 1024, true), (1, 1, 8, false)]
-        {
+        for (rows, panels, k, busy, unit) in [
+            (3136, 4, 64, true, 1),
+            (3136, 4, 64, true, 64),
+            (49, 8, 4608, true, 1),
+            (49, 8, 4608, true, 8),
+            (1, 64, 25088, true, 1),
+            (196, 4, 1024, true, 1),
+            (1, 1, 8, false, 1),
+        ] {
             let (weights, activations) = (panels * 64 * k * 4, rows * k * 4);
-            let work = Work { rows, panels, macs: rows * panels * 64 * k, weights, activations, most_rows: rows };
+            let work = Work { rows, panels, macs: rows * panels * 64 * k, weights, activations, most_rows: rows, unit };
             let grid = Grid::cut(work);
             assert_eq!(grid.tiles() >= 8, busy, "{work:?} {grid:?}");
             let mut seen = vec![0; rows * panels];
             for i in 0..grid.tiles() {
                 let (r, p) = grid.tile(i);
-                assert!(!r.is_empty() && r.len() <= grid.tile_rows() && !p.is_empty());
+                assert!(!r.is_empty() && r.len() <= grid.tile_rows() && !p.is_empty() && r.start % unit == 0);
                 for row in r {
                     p.clone().for_each(|panel| seen[row * panels + panel] += 1);
                 }

@@ -45,6 +45,7 @@ impl Im2col {
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
             most_rows: (COLUMNS / spec.depth()).clamp(24, 512),
+            unit: 1,
         });
         let zero = AlignedBuf::zeros(spec.input.c);
         Im2col { spec, taps: Taps::of(&spec), gemm, weights: Packed::Given, zero, grid }

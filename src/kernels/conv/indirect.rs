@@ -9,7 +9,8 @@ use super::ConvSpec;
 use super::grid::{Grid, Work};
 use super::weights::{Direction, Form, GemmPacking, Packed, Packing, held};
 use crate::kernels::gemm::{Extent, Gemm, Rows, Target};
-use crate::kernels::{Io, Kernel, Map, Weights};
+use crate::kernels::light::Tiling;
+use crate::kernels::{Io, Kernel, Map, Stripes, Weights};
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
@@ -158,6 +159,10 @@ pub(super) struct Indirect {
 
 /// Most rows of a tile: bounds the table of pointers.
 const MOST_ROWS: usize = 512;
+/// Most rows of a unit.
+const MOST_UNIT: usize = 256;
+/// Floats of a block of rows that are still in the second cache when it is done.
+const STRIPE: usize = 128 << 10;
 
 impl Indirect {
     /// See [`indirect`].
@@ -171,12 +176,25 @@ impl Indirect {
         Indirect::new("pointwise".into(), spec, Taps::of(&spec), isa)
     }
 
+    /// As [`pointwise`](Self::pointwise), in blocks of whole units of rows over which a pass of its own may follow at once.
+    pub(super) fn striped(spec: ConvSpec, isa: Isa) -> Self {
+        assert!(spec.groups == 1 && spec.window.is_pointwise());
+        let unit = Tiling::fill(spec.output.c);
+        let unit = if unit <= MOST_UNIT { unit } else { 1 };
+        let most_rows = (STRIPE / spec.output.c).clamp(unit, MOST_ROWS);
+        Indirect::cut("pointwise".into(), spec, Taps::of(&spec), [most_rows, unit], isa)
+    }
+
     /// See [`rows`].
     pub(super) fn rows(spec: ConvSpec, isa: Isa) -> Self {
         Indirect::new(format!("rows_{}", spec.label()), spec, Taps::of_rows(&spec), isa)
     }
 
     fn new(name: String, spec: ConvSpec, taps: Taps, isa: Isa) -> Self {
+        Indirect::cut(name, spec, taps, [MOST_ROWS, 1], isa)
+    }
+
+    fn cut(name: String, spec: ConvSpec, taps: Taps, [most_rows, unit]: [usize; 2], isa: Isa) -> Self {
         let count = taps.count[0] * taps.count[1];
         let gemm =
             Gemm::new(Extent { taps: count, k: taps.run, n: spec.group_outputs() }, spec.epilogue.activation, isa);
@@ -187,7 +205,8 @@ impl Indirect {
             macs: rows * spec.output.c * spec.depth(),
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
-            most_rows: MOST_ROWS,
+            most_rows,
+            unit,
         };
         let name = format!("{name}_{} {}", gemm.tile_name(), isa.name());
         let zero = AlignedBuf::zeros(spec.input.c);
@@ -237,6 +256,10 @@ impl Kernel for Indirect {
 
     fn resident_bytes(&self) -> usize {
         self.weights.bytes() + 4 * self.zero.len()
+    }
+
+    fn stripes(&self) -> Option<Stripes> {
+        self.grid.stripes()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {

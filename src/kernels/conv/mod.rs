@@ -128,7 +128,11 @@ pub fn choose(
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
 pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precision: Precision, isa: Isa) -> Learned {
     spec.check_sizes();
-    weights::learned(form(spec, precision, isa), direction, spec.output.c * spec.depth(), bias)
+    let form: Box<dyn Form> = match spec.groups == 1 && spec.window.is_pointwise() {
+        true => Box::new(indirect::Indirect::striped(spec, isa)),
+        false => form(spec, precision, isa),
+    };
+    weights::learned(form, direction, spec.output.c * spec.depth(), bias)
 }
 
 /// As [`learned`], forward and without a bias, behind a batch norm and a clamp that are applied on the way: the input is

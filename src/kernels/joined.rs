@@ -1,0 +1,122 @@
+//! A convolution and the pass over its output that follows, a block of pixels at a time: what the pass reads is then still in
+//! the second cache, and only what else it needs comes from memory.
+
+#![allow(unsafe_code, reason = "hands raw pointers on to two kernels")]
+
+use super::{Io, Kernel, MAX_INPUTS, Stripes};
+
+/// Inputs of the joined kernel that the pass reads as its inputs 1, 2 and 3; its input 0 is the output of the first. The
+/// others are the first kernel's: its own first two, and its weights.
+pub const PASSED: [usize; 3] = [2, 3, 5];
+
+/// Whether `second` passes over the output of `first` in tiles that the blocks of `first` consist of. Then `first` must read
+/// none of the inputs [`PASSED`], and `second` must need no scratch memory of its own.
+pub fn fits(first: &dyn Kernel, second: &dyn Kernel) -> bool {
+    first.stripes().is_some_and(|stripes| stripes.units == second.tiles()) && second.scratch() == 0
+}
+
+/// Both kernels as one. Output: that of the first. `also`: the output of the second, and its own `also[0]`, which may be the
+/// output of the first.
+pub fn joined(first: Box<dyn Kernel>, second: Box<dyn Kernel>) -> impl Kernel {
+    let stripes = first.stripes().filter(|_| fits(&*first, &*second)).expect("the kernels fit");
+    Joined { first, second, stripes }
+}
+
+struct Joined {
+    first: Box<dyn Kernel>,
+    second: Box<dyn Kernel>,
+    stripes: Stripes,
+}
+
+impl Kernel for Joined {
+    fn name(&self) -> String {
+        format!("{} + {}", self.first.name(), self.second.name())
+    }
+
+    fn tiles(&self) -> usize {
+        self.stripes.count
+    }
+
+    fn scratch(&self) -> usize {
+        self.first.scratch()
+    }
+
+    fn resident_bytes(&self) -> usize {
+        self.first.resident_bytes() + self.second.resident_bytes()
+    }
+
+    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let Stripes { units, count, tiles } = self.stripes;
+        let mut inputs = [std::ptr::null(); MAX_INPUTS];
+        inputs[0] = io.output.cast_const();
+        inputs[1..].iter_mut().zip(PASSED).for_each(|(input, from)| *input = io.inputs[from]);
+        let pass = Io { inputs, output: io.also[0], also: [io.also[1], std::ptr::null_mut()] };
+        // SAFETY: the caller brings what both need; a block's tiles are its own, and so are the units they consist of.
+        unsafe {
+            for part in 0..tiles {
+                self.first.run(part * count + tile, io, scratch);
+            }
+            for unit in tile * units / count..(tile + 1) * units / count {
+                self.second.run(unit, &pass, scratch);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::conv::{Direction, Precision, learned};
+    use crate::kernels::light::testing::{run_tiles, values as noise};
+    use crate::kernels::norm::train as norm;
+    use crate::kernels::{Epilogue, Map, WEIGHTS};
+    use crate::shape::Window;
+    use crate::simd::Isa;
+
+    #[test]
+    fn a_product_and_the_pass_behind_it_give_the_bits_of_both_in_turn() {
+        let (size, [inputs, outputs]) = ([61, 43], [24, 96]);
+        let window = Window::square(1);
+        let placed = window.place(size, "test").unwrap();
+        let [from, to] = [inputs, outputs].map(|c| Map::new([2, size[0], size[1], c], c + 2));
+        let spec = crate::kernels::conv::ConvSpec {
+            input: from,
+            output: to,
+            window,
+            placed,
+            groups: 1,
+            epilogue: Epilogue::default(),
+        };
+        let (x, weight) = (noise(from.extent(), 1), noise(inputs * outputs, 2));
+        let (before, table) = (noise(to.extent(), 3), noise(norm::TABLE_ROWS * outputs, 4));
+        for &isa in Isa::available() {
+            let make = || learned(spec, Direction::Forward, None, Precision::Fast, isa);
+            let through = norm::Through::Normalised(crate::activation::Activation::Relu);
+            let store = Some((to.ld, crate::kernels::Store::Set));
+            let chain = norm::Chain { gradient: to, input: to.ld, through, sums: norm::Sums::Norm, store };
+            let pass = || -> Box<dyn Kernel> { Box::new(norm::chain(chain, isa)) };
+            let mut packed = vec![0.0; make().packed];
+            run_tiles(&*make().packing, &Io::new(&[weight.as_ptr()], packed.as_mut_ptr()));
+            let sums = norm::partial_len(to, 2);
+            let [mut apart, mut together] = [0, 1].map(|_| (vec![0.0; to.extent()], vec![0.0; sums]));
+
+            let mut io = Io::new(&[x.as_ptr()], apart.0.as_mut_ptr());
+            io.inputs[WEIGHTS] = packed.as_ptr();
+            run_tiles(&*make().kernel, &io);
+            let dy = apart.0.as_mut_ptr();
+            let mut io = Io::new(&[dy.cast_const(), before.as_ptr(), table.as_ptr()], apart.1.as_mut_ptr());
+            io.also[0] = dy;
+            run_tiles(&*pass(), &io);
+
+            assert!(fits(&*make().kernel, &*pass()));
+            let y = together.0.as_mut_ptr();
+            let inputs = [x.as_ptr(), std::ptr::null(), before.as_ptr(), table.as_ptr(), packed.as_ptr()];
+            let mut io = Io::new(&inputs, y);
+            io.also = [together.1.as_mut_ptr(), y];
+            let both = joined(make().kernel, pass());
+            assert!(both.tiles() >= 8, "{}", both.name());
+            run_tiles(&both, &io);
+            assert_eq!(apart, together, "{}", both.name());
+        }
+    }
+}
