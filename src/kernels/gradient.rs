@@ -6,6 +6,7 @@ use super::light::{Light, Tiled, Tiling};
 use super::naive::LocalResponse;
 use super::{Io, Kernel, Map, Store};
 use crate::simd::{Isa, Simd};
+use std::ops::Range;
 
 /// The gradient of a gate, one value per image and channel: `dg[n, c] = Σ over pixels of dy · x`. Inputs: the gradient of
 /// the product, its first factor. Output: the gradient of the gate.
@@ -22,11 +23,10 @@ struct Gate {
 }
 
 /// Channels of a tile.
-const CHANNELS: usize = 64;
-/// Pixels whose products are added up before they meet the others.
-const PIXELS: usize = 64;
-/// Pixels ahead of use to fetch.
-const AHEAD: usize = 16;
+const CHANNELS: usize = 256;
+/// Pixels whose products are added up before they meet the others, for four registers of channels after the other: both maps
+/// are read from end to end, and the next pixels are fetched meanwhile.
+const PIXELS: usize = 16;
 
 impl Tiled for Gate {
     fn name(&self) -> String {
@@ -40,16 +40,21 @@ impl Tiled for Gate {
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
         let (image, c) = (tile % self.input.n, tile / self.input.n * CHANNELS);
-        let until = self.input.c.min(c + CHANNELS);
-        let mut i = c;
-        while i < until {
-            // SAFETY: these channels are this tile's alone.
-            i += unsafe {
-                match i + 4 * S::LANES <= until {
-                    true => self.columns::<S, 4>(image, i, S::LANES, io),
-                    false => self.columns::<S, 1>(image, i, S::LANES.min(until - i), io),
-                }
-            };
+        let (until, plane) = (self.input.c.min(c + CHANNELS), self.input.h * self.input.w);
+        for first in (0..plane).step_by(PIXELS) {
+            let pixels = image * plane + first..image * plane + plane.min(first + PIXELS);
+            let store = if first == 0 { self.store } else { Store::Add };
+            let mut i = c;
+            while i < until {
+                // SAFETY: these channels are this tile's alone.
+                i += unsafe {
+                    let to = (io.output.add(image * self.output.ld + i), store);
+                    match i + 4 * S::LANES <= until {
+                        true => self.columns::<S, 4>(pixels.clone(), (i, S::LANES), to, io),
+                        false => self.columns::<S, 1>(pixels.clone(), (i, S::LANES.min(until - i)), to, io),
+                    }
+                };
+            }
         }
     }
 }
@@ -60,38 +65,37 @@ impl Gate {
     /// # Safety
     /// As [`Tiled::compute`].
     #[inline(always)]
-    unsafe fn columns<S: Simd, const V: usize>(&self, image: usize, c: usize, lanes: usize, io: &Io) -> usize {
-        let plane = self.input.h * self.input.w;
+    unsafe fn columns<S: Simd, const V: usize>(
+        &self,
+        pixels: Range<usize>,
+        (c, lanes): (usize, usize),
+        (to, store): (*mut f32, Store),
+        io: &Io,
+    ) -> usize {
         // SAFETY: the pixels and these channels lie in both maps, and the gate has the channels.
         unsafe {
             let mask = S::mask(lanes);
             let load = |p: *const f32, v: usize| {
                 if V == 1 { S::load_masked(p, mask) } else { S::load(p.add(v * S::LANES)) }
             };
-            let mut dy = io.inputs[0].add(image * plane * self.gradient.ld + c);
-            let mut x = io.inputs[1].add(image * plane * self.input.ld + c);
-            let mut total = [S::zero(); V];
-            for first in (0..plane).step_by(PIXELS) {
-                let mut sums = [S::zero(); V];
-                for _ in first..plane.min(first + PIXELS) {
-                    for v in 0..V {
-                        S::prefetch_far(dy.wrapping_add(AHEAD * self.gradient.ld + v * S::LANES));
-                        S::prefetch_far(x.wrapping_add(AHEAD * self.input.ld + v * S::LANES));
-                        sums[v] = S::fma(load(dy, v), load(x, v), sums[v]);
-                    }
-                    dy = dy.wrapping_add(self.gradient.ld);
-                    x = x.wrapping_add(self.input.ld);
-                }
+            let mut dy = io.inputs[0].add(pixels.start * self.gradient.ld + c);
+            let mut x = io.inputs[1].add(pixels.start * self.input.ld + c);
+            let mut sums = [S::zero(); V];
+            for _ in pixels {
                 for v in 0..V {
-                    total[v] = S::add(total[v], sums[v]);
+                    S::prefetch_far(dy.wrapping_add(PIXELS * self.gradient.ld + v * S::LANES));
+                    S::prefetch_far(x.wrapping_add(PIXELS * self.input.ld + v * S::LANES));
+                    sums[v] = S::fma(load(dy, v), load(x, v), sums[v]);
                 }
+                dy = dy.wrapping_add(self.gradient.ld);
+                x = x.wrapping_add(self.input.ld);
             }
             for v in 0..V {
-                let to = io.output.add(image * self.output.ld + c + v * S::LANES);
-                if self.store == Store::Add {
-                    total[v] = S::add(total[v], S::load_masked(to, mask));
+                let to = to.add(v * S::LANES);
+                if store == Store::Add {
+                    sums[v] = S::add(sums[v], S::load_masked(to, mask));
                 }
-                S::store_masked(to, total[v], mask);
+                S::store_masked(to, sums[v], mask);
             }
         }
         V * S::LANES

@@ -45,6 +45,10 @@ pub fn adaptive_max(input: Map, output: Map, isa: Isa) -> impl Kernel {
     pool::<Max>("adaptive_max", input, output, (regions(input, output), [1; 2]), isa)
 }
 
+/// Windows of more pixels are read in wider strips of channels, and so many pixels of a row are fetched ahead of use.
+const WIDE: usize = 64;
+const AHEAD: usize = 6;
+
 /// The input rows (or columns) that an output row (or column) reduces.
 #[derive(Debug, Clone, Copy)]
 struct Span {
@@ -154,7 +158,13 @@ fn pool<R: Reduction>(
     let most = |axis: usize| spans[axis].iter().map(|s| s.count).max().unwrap_or(0).max(1);
     let taps = most(0) * most(1);
     let full = Tiling::fill(taps);
-    let lines = if input.c > 32 { 32 } else { 16 };
+    let lines = if taps > WIDE && input.c >= 256 {
+        64
+    } else if input.c > 32 {
+        32
+    } else {
+        16
+    };
     let block = if 2 * full < input.c { full.next_multiple_of(lines).min(input.c) } else { input.c };
     let tiling = Tiling::new(output.pixels(), taps * block);
     Light { isa, kernel: Pool::<R> { name, input, output, spans, dilation, block, tiling, reduction: PhantomData } }
@@ -250,6 +260,10 @@ impl Area {
                 for column in 0..self.counts[1] {
                     let pixel = start.add(column * self.steps[1]);
                     for (i, sum) in sum.iter_mut().enumerate() {
+                        if self.counts[1] > AHEAD {
+                            // Whole images are read a few channels at a time, which the hardware does not foresee.
+                            S::prefetch_far(pixel.wrapping_add(AHEAD * self.steps[1] + i * S::LANES));
+                        }
                         let v = if V == 1 { S::load_masked(pixel, mask) } else { S::load(pixel.add(i * S::LANES)) };
                         *sum = if column == 0 { v } else { R::join::<S>(*sum, v) };
                     }
