@@ -46,14 +46,14 @@ impl Kernel for Joined {
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let Stripes { units, count, tiles } = self.stripes;
+        let Stripes { units, count, parts } = self.stripes;
         let mut inputs = [std::ptr::null(); MAX_INPUTS];
         inputs[0] = io.output.cast_const();
         inputs[1..].iter_mut().zip(PASSED).for_each(|(input, from)| *input = io.inputs[from]);
         let pass = Io { inputs, output: io.also[0], also: [io.also[1], std::ptr::null_mut()] };
         // SAFETY: the caller brings what both need; a block's tiles are its own, and so are the units they consist of.
         unsafe {
-            for part in 0..tiles {
+            for part in 0..parts {
                 self.first.run(part * count + tile, io, scratch);
             }
             for unit in tile * units / count..(tile + 1) * units / count {

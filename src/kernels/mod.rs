@@ -127,7 +127,7 @@ pub struct Stripes {
     /// Blocks.
     pub count: usize,
     /// Tiles of a block.
-    pub tiles: usize,
+    pub parts: usize,
 }
 
 /// A prepared computation.

@@ -94,7 +94,7 @@ impl Grid {
     /// The row blocks, if they are cut in units and enough for a few threads.
     pub(super) fn stripes(&self) -> Option<Stripes> {
         let (units, count) = (self.rows.div_ceil(self.unit), self.row_parts);
-        (self.unit > 1 && count >= LEAST_STRIPES).then_some(Stripes { units, count, tiles: self.panel_parts })
+        (self.unit > 1 && count >= LEAST_STRIPES).then_some(Stripes { units, count, parts: self.panel_parts })
     }
 }
 
