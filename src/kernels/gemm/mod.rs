@@ -227,7 +227,8 @@ impl Gemm {
                 // All of the next piece while this one is multiplied, spread over the tiles of rows.
                 let steps = piece.taps.len() * (piece.k.len() / 4).max(1) * m.div_ceil(micros.len());
                 let lines = weights.div_ceil(LINE * steps).clamp(2, 6);
-                let ahead = Ahead { rows: nth == 0 && self.extent.taps == 1, weights, lines };
+                let below = nth == 0 && self.extent.taps == 1;
+                let ahead = Ahead { rows: if below { Next::Below } else { Next::None }, weights, lines };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
@@ -271,17 +272,29 @@ impl Gemm {
                 };
                 // The weights of the next tap lie behind those of this one.
                 let weights = if tap + 1 < taps { k * vectors * lanes } else { 0 };
-                sweep(m, tile, micros, Ahead { rows: false, weights, lines }, None);
+                let rows = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
+                sweep(m, tile, micros, Ahead { rows, weights, lines }, None);
             }
         }
     }
 }
 
+/// The rows that come next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// None that are not in the cache.
+    None,
+    /// Those of the next tile.
+    Below,
+    /// The same rows of the next tap.
+    Tap,
+}
+
 /// What a sweep fetches into the caches ahead of use.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
-    /// The activations of the next tile: worth it when they are met for the first time.
-    rows: bool,
+    /// Activations: worth it when they are met for the first time.
+    rows: Next,
     /// Floats of the weights of the next piece, which lie behind those in use.
     weights: usize,
     /// Cache lines of them for every four of k.
@@ -313,7 +326,11 @@ unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth
         // end of the table it is not looked at.
         unsafe {
             let next = tile.rows.add(height);
-            tile.next = if ahead.rows && to + height <= m { next } else { std::ptr::null() };
+            tile.next = match ahead.rows {
+                Next::Below if to + height <= m => next,
+                Next::Tap => tile.rows.add(tile.rows_stride),
+                _ => std::ptr::null(),
+            };
             micros[height - 1](&tile);
             if let Some(Smooth { activation, columns, run }) = smooth {
                 run(Activate { activation, c: tile.c, ld: tile.ldc, rows: height, columns });

@@ -57,6 +57,15 @@ fn ahead(c: usize, ld: usize) -> usize {
     if ld <= c + c / 4 { 0 } else { (AHEAD / c.max(1)).clamp(1, RUN) }
 }
 
+/// Whether what is written goes past the caches, because the map is larger than these and no line of it is in them.
+fn streams(output: Map, io: &Io, read: [*const f32; 2]) -> bool {
+    let lines = output.c.is_multiple_of(16) && output.ld.is_multiple_of(16) && io.output.addr().is_multiple_of(64);
+    lines && output.pixels() * output.ld >= STREAMED && !read.contains(&io.output.cast_const())
+}
+
+/// Floats of a map that no cache holds until it is read.
+const STREAMED: usize = 8 << 20;
+
 /// Floats fetched ahead of use.
 const AHEAD: usize = 1 << 11;
 
@@ -312,6 +321,7 @@ impl Apply {
     ) {
         let c = self.input.c;
         let (ld, ahead) = (self.residual.unwrap_or(0), ahead(c, self.input.ld));
+        let stream = streams(self.output, io, [io.inputs[0], io.inputs[2]]);
         // SAFETY: the pixels lie in all maps, the mask keeps to the channels, the table has a float for each.
         unsafe {
             let [scale, shift] = [SCALE, SHIFT].map(|row| io.inputs[1].add(row * c));
@@ -327,7 +337,11 @@ impl Apply {
                     if RESIDUAL {
                         t = S::add(t, S::load(r.add(i)));
                     }
-                    S::store(y.add(i), apply_activation::<S>(activation, t));
+                    t = apply_activation::<S>(activation, t);
+                    match stream {
+                        true => S::stream(y.add(i), t),
+                        false => S::store(y.add(i), t),
+                    }
                     i += S::LANES;
                 }
                 if i < c {
@@ -339,6 +353,9 @@ impl Apply {
                     }
                     S::store_masked(y.add(i), apply_activation::<S>(activation, t), mask);
                 }
+            }
+            if stream {
+                S::streamed();
             }
         }
     }
