@@ -89,12 +89,13 @@ fn run(args: &Args) -> Result<()> {
                 None => recipe,
             }
         };
-        let norm = |when: &str, params: &Params, stroke| -> Result<Curve> {
-            let points = gradient_norms(model.graph(), params, recipe(), &train)?;
+        let norm = |when: &str, graph: &Graph, params: &Params, stroke| -> Result<Curve> {
+            let points = gradient_norms(graph, params, recipe(), &train)?;
             Ok(Curve { name: format!("{name}, {when}"), color, stroke, points })
         };
-        norms.push(norm("before", model.params(), Stroke::Dashed)?);
-        let mut trainer = Trainer::new(model.graph(), model.params().clone(), recipe())?;
+        norms.push(norm("before", model.graph(), model.params(), Stroke::Dashed)?);
+        let (graph, params) = model.into_parts();
+        let mut trainer = Trainer::new(&graph, params, recipe())?;
         let folder = args.out.join(name);
         let plan = Fit { folder: Some(&folder), ..Fit::new(&train, &test, args.epochs) };
         let mut watch = watch::Watch::new(name, train.batches(), args.epochs, args.batch as u64);
@@ -102,7 +103,7 @@ fn run(args: &Args) -> Result<()> {
             println!("stopped; run again to go on");
             return Ok(());
         }
-        norms.push(norm("after", trainer.params(), Stroke::Solid)?);
+        norms.push(norm("after", trainer.graph(), trainer.params(), Stroke::Solid)?);
         errors.extend(figures::error_curves(name, color, &folder.join("log.jsonl"))?);
         let title = ("Degradation", "epoch", "error in percent");
         figures::draw(&args.out, "error.svg", title, &errors, Scale::Linear)?;

@@ -119,7 +119,8 @@ fn run(args: &Args) -> Result<()> {
         Some(threads) => recipe.threads(threads),
         None => recipe,
     };
-    let mut trainer = Trainer::new(model.graph(), model.params().clone(), recipe)?;
+    let (graph, params) = model.into_parts();
+    let mut trainer = Trainer::new(&graph, params, recipe)?;
     let plan = Fit { folder: args.out.as_deref(), ..Fit::new(&train, &test, args.epochs) };
     let mut watch = watch::Watch::new("googlenet", train.batches(), args.epochs, args.batch as u64);
     fit(&mut trainer, &plan, &mut watch)?;

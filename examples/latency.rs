@@ -12,14 +12,16 @@
 //! protocol of a benchmark that interleaves several engines: `ready LOAD_MS MAX_ERROR`, then for every line `run K` the
 //! times of `K` runs in ms, and `rss PEAK_MIB GROWN_MIB` at the end of the input.
 //!
-//! With `--train` a run is a training step: forward, cross entropy of all heads, backward, SGD with momentum.
+//! With `--train` a run is a training step: forward, cross entropy of all heads, backward, SGD with momentum. The memory it
+//! reports is what training adds to a model with its weights and a batch of images. `--recompute` computes more again on the
+//! way back, to hold less.
 
 #[path = "support/step.rs"]
 #[allow(dead_code, reason = "shared with the example that times every kernel")]
 mod step;
 
 use clap::Parser;
-use convzoo::exec::TrainOptions;
+use convzoo::exec::{Recompute, TrainOptions};
 use convzoo::simd::{Isa, peak_gflops};
 use convzoo::weights::{Limits, LoadOptions, StateDict};
 use convzoo::{Error, Model, Plan, PlanOptions, Result, Tensor, models};
@@ -70,6 +72,9 @@ struct Args {
     /// Time training steps, on random weights and images.
     #[arg(long, conflicts_with_all = ["weights", "reference"])]
     train: bool,
+    /// While training, compute as much again as memory gains by.
+    #[arg(long, requires = "train")]
+    recompute: bool,
 }
 
 fn main() {
@@ -205,13 +210,15 @@ fn worker(args: &Args, started: Instant) -> Result<()> {
 fn train(args: &Args, started: Instant) -> Result<()> {
     let (network, made_for) = step::network(&args.model)?;
     let side = args.size.or(made_for).ok_or_else(|| Error::invalid(&args.model, "needs --size"))?;
-    let options = TrainOptions::new().threads(args.threads);
+    let recompute = if args.recompute { Recompute::Thorough } else { Recompute::Cheap };
+    let options = TrainOptions::new().threads(args.threads).recompute(recompute);
     if !args.no_check {
         step::Training::check(&args.model, &options)?;
     }
+    let given = step::Training::given(&args.model, [args.batch, side])?;
     forget_peak();
     let before = resident_mib("VmRSS:");
-    let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
+    let mut at = step::Training::new(given, &options)?;
     let predicted = at.predicted_bytes() as f64 / 1048576.0;
     let mut timed = || -> Result<f64> {
         let started = Instant::now();
@@ -242,7 +249,7 @@ fn train(args: &Args, started: Instant) -> Result<()> {
         let report = serde_json::json!({
             "model": args.model, "batch": args.batch, "threads": args.threads, "size": side, "isa": Isa::detect().name(),
             "steps": times.len(), "median_ms": median, "min_ms": least, "peak_gflops": peak, "percent_of_peak": share,
-            "predicted_mib": predicted, "grown_mib": grown,
+            "recompute": args.recompute, "predicted_mib": predicted, "grown_mib": grown,
         });
         println!("{report}");
     } else {

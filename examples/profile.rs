@@ -10,8 +10,7 @@
 mod step;
 
 use clap::Parser;
-use convzoo::exec::StepTime;
-use convzoo::exec::TrainOptions;
+use convzoo::exec::{Recompute, StepTime, TrainOptions};
 use convzoo::simd::{Isa, peak_gflops};
 use convzoo::{Error, Model, PlanOptions, Result, Tensor, models};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -38,6 +37,12 @@ struct Args {
     /// Times a training step, forward and back.
     #[arg(long)]
     train: bool,
+    /// While training, compute as much again as memory gains by.
+    #[arg(long, requires = "train")]
+    recompute: bool,
+    /// Print the training plan, and what fills its memory, instead of times.
+    #[arg(long, requires = "train")]
+    explain: bool,
 }
 
 fn main() {
@@ -70,8 +75,13 @@ fn run(args: &Args) -> Result<()> {
 fn train(args: &Args) -> Result<()> {
     let side =
         args.size.or(step::network(&args.model)?.1).ok_or_else(|| Error::invalid(&args.model, "needs --size"))?;
-    let options = TrainOptions::new().threads(args.threads);
-    let mut at = step::Training::new(&args.model, [args.batch, side], &options)?;
+    let recompute = if args.recompute { Recompute::Thorough } else { Recompute::Cheap };
+    let options = TrainOptions::new().threads(args.threads).recompute(recompute);
+    let mut at = step::Training::new(step::Training::given(&args.model, [args.batch, side])?, &options)?;
+    if args.explain {
+        print!("{}", at.plan.explain());
+        return Ok(());
+    }
     let mut best = at.plan.profile(at.model.params_mut(), &at.images, 0)?;
     for round in 1..args.rounds {
         let again = at.plan.profile(at.model.params_mut(), &at.images, round as u64)?;

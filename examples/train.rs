@@ -18,6 +18,7 @@ mod figures;
 mod watch;
 
 use clap::{Parser, ValueEnum};
+use convzoo::exec::{Recompute, TrainOptions};
 use convzoo::inspect::curves::Scale;
 use convzoo::models::{GoogLeNetPreset, ModelConfig};
 use convzoo::random::Stream;
@@ -117,6 +118,9 @@ struct Args {
     /// Worker threads of the network [default: all].
     #[arg(long)]
     threads: Option<usize>,
+    /// Compute more again on the way back, to hold less in memory: up to a quarter more time for much less.
+    #[arg(long)]
+    recompute: bool,
     /// Threads that prepare images [default: half of all].
     #[arg(long)]
     workers: Option<usize>,
@@ -218,12 +222,13 @@ fn run(args: &Args) -> Result<()> {
     }
     let steps = (train.batches() / args.accumulate.max(1)).max(1) * args.epochs;
     let recipe = recipe(args, &defaults, steps, batch);
-    let mut trainer = Trainer::new(model.graph(), model.params().clone(), recipe)?;
+    let (graph, params) = model.into_parts();
+    let mut trainer = Trainer::new(&graph, params, recipe)?;
 
     let plan = Fit { accumulate: args.accumulate, folder: args.out.as_deref(), ..Fit::new(&train, &test, args.epochs) };
     println!(
         "{name}: {} parameters; {} images to learn from, {} to be judged by, {} classes, {}×{}; batches of {batch}",
-        model.graph().param_count(true),
+        graph.param_count(true),
         sets.train.len(),
         sets.test.len(),
         sets.classes(),
@@ -295,6 +300,10 @@ fn recipe(args: &Args, defaults: &Defaults, steps: u64, batch: usize) -> Recipe 
     let recipe = Recipe {
         loss: Box::new(CrossEntropy::new().smoothing(args.smoothing)),
         groups: Groups::new().weights_decay_alone(),
+        training: TrainOptions::new().recompute(match args.recompute {
+            true => Recompute::Thorough,
+            false => Recompute::Cheap,
+        }),
         clip: args.clip.map(Clip::Norm),
         ema: args.ema,
         seed: args.seed,

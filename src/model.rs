@@ -63,6 +63,11 @@ impl Model {
         Ok(Model { graph, params })
     }
 
+    /// The drawing and the parameters, for who holds them from now on.
+    pub fn into_parts(self) -> (Graph, Params) {
+        (self.graph, self.params)
+    }
+
     /// The drawing.
     pub fn graph(&self) -> &Graph {
         &self.graph

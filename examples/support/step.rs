@@ -31,13 +31,19 @@ pub(crate) struct Training {
 }
 
 impl Training {
-    /// A model with random weights and a random batch of `shape`.
-    pub(crate) fn new(name: &str, [batch, side]: [usize; 2], options: &TrainOptions) -> Result<Self> {
+    /// A model with random weights and a random batch: what there is before training.
+    pub(crate) fn given(name: &str, [batch, side]: [usize; 2]) -> Result<(Model, Tensor)> {
         let (network, _) = network(name)?;
         let model = Model::new(&network, &mut StdRng::seed_from_u64(0))?;
         let mut rng = StdRng::seed_from_u64(1);
-        let shape = [batch, 3, side, side];
-        let images = Tensor::from_fn(&shape, |_| 2.0 * rng.random::<f32>() - 1.0);
+        Ok((model, Tensor::from_fn(&[batch, 3, side, side], |_| 2.0 * rng.random::<f32>() - 1.0)))
+    }
+
+    /// Everything that training `model` on `images` takes besides.
+    pub(crate) fn new((model, images): (Model, Tensor), options: &TrainOptions) -> Result<Self> {
+        let found = format!("{:?}", images.shape());
+        let shape: [usize; 4] = images.shape().try_into().map_err(|_| Error::mismatch("images", "rank", 4, found))?;
+        let batch = shape[0];
         let plan = TrainPlan::new(model.graph(), model.params(), shape, options)?;
         let classes = plan.outputs().logits().shape()[1];
         let targets = Targets::Labels((0..batch).map(|i| i * 37 % classes).collect());
@@ -47,11 +53,10 @@ impl Training {
         Ok(Training { model, plan, images, targets, velocity, rule, done: 0 })
     }
 
-    /// Bytes of everything that is held from step to step.
+    /// Bytes that training holds besides the weights and the images.
     pub(crate) fn predicted_bytes(&self) -> usize {
-        let weights: usize = self.model.params().defs().iter().map(|def| def.len()).sum();
         let velocity: usize = self.velocity.iter().map(Vec::len).sum();
-        self.plan.predicted_bytes() + 4 * (weights + velocity + self.images.len())
+        self.plan.predicted_bytes() + 4 * velocity
     }
 
     /// One step; the loss before it, all heads weighted.
@@ -88,7 +93,7 @@ impl Training {
     /// How far the gradients of two images of `side` pixels are from those of the reference executor in f64, relative to
     /// the norm of all together; and how far those of the reference executor in f32 are.
     pub(crate) fn error(name: &str, side: usize, options: &TrainOptions) -> Result<[f64; 2]> {
-        let mut at = Training::new(name, [2, side], options)?;
+        let mut at = Training::new(Training::given(name, [2, side])?, options)?;
         let params = at.model.params().clone();
         let outputs = at.plan.forward(at.model.params_mut(), &at.images, 0)?;
         let seeds: Vec<(String, Tensor)> = outputs.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();

@@ -46,6 +46,27 @@ impl Gradients {
         self.values[id.index()].as_mut().map(Tensor::as_mut_slice)
     }
 
+    /// Trades memory with `others`, one per parameter: what is in either is then in the other. What is missing there is
+    /// taken from here; [`complete`](Self::complete) replaces it.
+    pub(super) fn exchange(&mut self, others: &mut [Option<Tensor>]) {
+        for (own, other) in self.values.iter_mut().zip(others) {
+            if let Some(own) = own {
+                let other = other.get_or_insert_with(|| Tensor::zeros(&[0]));
+                std::mem::swap(own, other);
+            }
+        }
+    }
+
+    /// Makes room for what others have taken.
+    pub(super) fn complete(&mut self) -> Result<()> {
+        for (own, def) in self.values.iter_mut().zip(&*self.defs) {
+            if let Some(own) = own.as_mut().filter(|own| own.shape() != def.shape) {
+                *own = Tensor::try_zeros(&def.shape)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Definition and gradient of every parameter that has one, in the drawing's order.
     pub fn iter(&self) -> impl Iterator<Item = (&ParamDef, &Tensor)> {
         self.defs.iter().zip(&self.values).filter_map(|(def, value)| Some((def, value.as_ref()?)))

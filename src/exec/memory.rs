@@ -213,8 +213,25 @@ fn lifetimes(program: &Program, places: &[Option<Place>], buffers: &mut [Buffer]
 
 /// Largest first, each at the lowest offset that no buffer alive at the same time covers.
 pub(super) fn pack(buffers: &[Buffer]) -> (Vec<usize>, usize) {
+    pack_by(buffers, |buffer| buffer.len)
+}
+
+/// As [`pack`], or those first that are longest in use, or both weighed, whichever takes the least memory.
+pub(super) fn pack_tightly(buffers: &[Buffer]) -> (Vec<usize>, usize) {
+    let time = |buffer: &Buffer| buffer.last.saturating_sub(buffer.first) + 1;
+    let by = [
+        pack(buffers),
+        pack_by(buffers, time),
+        pack_by(buffers, |buffer| buffer.len.saturating_mul(time(buffer))),
+        pack_by(buffers, |buffer| buffer.len.saturating_mul(buffer.len).saturating_mul(time(buffer))),
+    ];
+    by.into_iter().min_by_key(|(_, len)| *len).expect("there are several")
+}
+
+/// Those first for which `most` is largest, each at the lowest offset that no buffer alive at the same time covers.
+fn pack_by(buffers: &[Buffer], most: impl Fn(&Buffer) -> usize) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..buffers.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].len), i));
+    order.sort_by_key(|&i| (std::cmp::Reverse(most(&buffers[i])), i));
     let mut offsets = vec![0; buffers.len()];
     let mut placed: Vec<usize> = Vec::new();
     let mut len = 0;

@@ -20,7 +20,7 @@ mod unpacked;
 
 pub use crate::kernels::conv::Precision;
 pub use gradients::Gradients;
-pub use mode::{Noise, RunningStatistics, TrainOptions};
+pub use mode::{Noise, Recompute, RunningStatistics, TrainOptions};
 pub use plan::{Plan, PlanOptions};
 pub use run::{Outputs, StepTime};
 pub use train::TrainPlan;

@@ -37,8 +37,8 @@ pub(super) enum Slot {
     },
     /// The caller's images, so many floats further for every portion of the batch.
     Images(usize),
-    /// The memory outside the plan of this number, named anew for every run.
-    Outside(usize),
+    /// The memory outside the plan of this number, named anew for every run, and so many floats into it.
+    Outside(usize, usize),
 }
 
 /// Outside a plan: the caller's image, then the output tensors.
@@ -102,7 +102,7 @@ pub(super) fn steps(program: &mut Program, layout: &Layout, portions: Portions, 
         let kernel = kernels::layout::to_nchw(layout.place(value).map, isa);
         let mut step = maker.step(Box::new(kernel), "output", value);
         step.inputs[0] = maker.slot(value, 0);
-        step.output = Slot::Outside(1 + i);
+        step.output = Slot::Outside(1 + i, 0);
         maker.steps.push(step);
     }
     let Maker { steps, notes, .. } = maker;

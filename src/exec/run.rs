@@ -221,7 +221,7 @@ impl Run<'_> {
             Slot::Lane(offset) => unsafe { self.arena.add(offset + at.lane * self.lane) },
             // SAFETY: the same, for every portion.
             Slot::Portioned { offset, stride } => unsafe { self.arena.add(offset + at.portion * stride) },
-            Slot::Outside(i) => self.outside[i].0,
+            Slot::Outside(i, offset) => self.outside[i].0.wrapping_add(offset),
             // SAFETY: the images have as many portions as the plan.
             Slot::Images(stride) => unsafe { self.outside[IMAGE].0.add(at.portion * stride) },
         }

@@ -52,6 +52,22 @@ impl GradientSum {
         Ok(sum)
     }
 
+    /// Whether there is memory already that gradients are summed in.
+    pub(super) fn has_memory(&self) -> bool {
+        self.sums.iter().any(Option::is_some)
+    }
+
+    /// The memory that gradients are summed in, for a plan to write the first of them to.
+    pub(super) fn memory(&mut self) -> &mut [Option<Tensor>] {
+        &mut self.sums
+    }
+
+    /// Counts gradients that were written to [`memory`](Self::memory), while the sum was empty, `weight` times.
+    pub(super) fn begin(&mut self, weight: f64) {
+        self.scale(weight as f32);
+        self.weight = weight;
+    }
+
     fn add_one(&mut self, index: usize, gradient: &Tensor, weight: f64) -> Result<()> {
         if self.sums.len() <= index {
             self.sums.resize(index + 1, None);

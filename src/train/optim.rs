@@ -334,6 +334,11 @@ impl Optimizer {
         memory.flat_map(|(i, (_, tensors))| self.slots.iter().zip(tensors).map(move |(s, t)| (i, s.name, t)))
     }
 
+    /// Bytes of what is remembered.
+    pub fn bytes(&self) -> usize {
+        self.remembered().map(|(.., tensor)| size_of::<f32>() * tensor.len()).sum()
+    }
+
     /// Takes up where another optimiser of the same kind left off: its [`Optimizer::updates`], and its
     /// [`Optimizer::remembered`] values, asked for by index and slot.
     ///

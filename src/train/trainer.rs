@@ -48,8 +48,8 @@ struct Head {
 /// use convzoo::{Model, Tensor, models};
 /// use convzoo::random::Stream;
 ///
-/// let model = Model::new(&models::build("resnet20", Some(2))?, &mut Stream::new(0).rng())?;
-/// let mut trainer = Trainer::new(model.graph(), model.params().clone(), Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9)))?;
+/// let (graph, params) = Model::new(&models::build("resnet20", Some(2))?, &mut Stream::new(0).rng())?.into_parts();
+/// let mut trainer = Trainer::new(&graph, params, Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9)))?;
 /// let images = Tensor::from_fn(&[4, 3, 8, 8], |i| (i / 192 % 2) as f32);
 /// let batch = Batch { images, targets: Targets::Labels(vec![0, 1, 0, 1]) };
 /// let losses: Result<Vec<f64>, _> = (0..5).map(|_| Ok(trainer.step(&batch)?.loss)).collect();
@@ -188,6 +188,21 @@ impl Trainer {
         self.params
     }
 
+    /// Bytes that training on batches of `shape`, `[n, c, h, w]`, holds besides the weights, known before the first step:
+    /// the plan of a step ([`TrainPlan::predicted_bytes`], the gradients among them), what the optimiser remembers, and the
+    /// average of the weights.
+    ///
+    /// Gradients accumulated over several batches take those of the parameters once more; a last batch of another size, a
+    /// plan of its own.
+    ///
+    /// # Errors
+    /// Images the network cannot take.
+    pub fn predicted_bytes(&mut self, shape: [usize; 4]) -> Result<usize> {
+        let at = self.plan_for(shape)?;
+        let average = self.ema.as_ref().map_or(0, |ema| ema.params().defs().iter().map(|def| def.len()).sum());
+        Ok(self.plans[at].1.predicted_bytes() + self.optimizer.bytes() + size_of::<f32>() * average)
+    }
+
     /// One step: forward, loss, backward, update.
     ///
     /// # Errors
@@ -206,6 +221,11 @@ impl Trainer {
     pub fn accumulate(&mut self, batch: &Batch) -> Result<f64> {
         let at = self.plan_for(batch.shape()?)?;
         let plan = &mut self.plans[at].1;
+        // The first gradients of a sum are written where the sum is.
+        let first = self.gradients.weight() == 0.0;
+        if first && self.gradients.has_memory() {
+            plan.exchange_gradients(self.gradients.memory());
+        }
         let outputs = plan.forward(&mut self.params, &batch.images, self.progress.forwards)?;
         let mut values = Vec::with_capacity(self.heads.len());
         let mut slopes: Vec<(&str, Tensor)> = Vec::with_capacity(self.heads.len());
@@ -223,7 +243,13 @@ impl Trainer {
         }
         self.metrics.add(&values, outputs.get(LOGITS)?, &batch.targets);
         let slopes: Vec<(&str, &Tensor)> = slopes.iter().map(|(name, slope)| (*name, slope)).collect();
-        self.gradients.add(plan.backward(&slopes)?, batch.len() as f64)?;
+        let gradients = plan.backward(&slopes)?;
+        if first {
+            plan.exchange_gradients(self.gradients.memory());
+            self.gradients.begin(batch.len() as f64);
+        } else {
+            self.gradients.add(gradients, batch.len() as f64)?;
+        }
         self.pending_loss += loss * batch.len() as f64;
         self.progress.forwards += 1;
         self.progress.batch += 1;

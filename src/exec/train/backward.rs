@@ -13,14 +13,13 @@ use crate::graph::{NodeId, Op};
 use crate::kernels::conv::grad::{self, weight::WeightGradient};
 use crate::kernels::norm::train::{self as norm, Chain, Statistic, Sums, Through};
 use crate::kernels::pool::grad as pool;
-use crate::kernels::{Map, Store, elementwise, gradient, layout, noise};
+use crate::kernels::{Map, Store, WEIGHTS, elementwise, gradient, layout, noise};
 
 impl Author<'_> {
     /// Writes the whole way back, from the gradients of the outputs on.
     pub(super) fn backward(&mut self) -> Result<()> {
         let program = self.program;
         self.place_slices();
-        self.mark_again();
         for (i, &value) in program.wanted.iter().enumerate() {
             self.seed(i, value);
         }
@@ -39,7 +38,7 @@ impl Author<'_> {
             self.sketch.shape = program.shape(image);
             let from = self.arrival(image);
             let kernel = layout::to_nchw(from.map, self.isa);
-            self.sketch.push(Draft::new(kernel, &[from.into()], At::Outside(IMAGE_GRADIENT)));
+            self.sketch.push(Draft::new(kernel, &[from.into()], At::Outside(IMAGE_GRADIENT, 0)));
         }
         Ok(())
     }
@@ -70,36 +69,6 @@ impl Author<'_> {
         }
     }
 
-    /// Finds the values that are computed again instead of kept: what a norm without a shortcut wrote to a buffer of its
-    /// own.
-    fn mark_again(&mut self) {
-        let mut tenants = vec![0; self.sketch.buffers.len()];
-        for place in self.values.iter().flatten() {
-            tenants[place.buffer] += 1;
-        }
-        for unit in &self.program.units {
-            let place = self.value(unit.output);
-            let alone = tenants[place.buffer] == 1 && !self.program.wanted.contains(&unit.output);
-            if matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none() && alone {
-                self.again[unit.output.index()] = Some(place);
-            }
-        }
-    }
-
-    /// Where a value can be read on the way back; it is computed again if it was not kept.
-    pub(super) fn kept_value(&mut self, value: NodeId) -> Place {
-        let here = self.value(value);
-        if self.again[value.index()] != Some(here) {
-            return here;
-        }
-        let unit = self.program.units.iter().find(|unit| unit.output == value).expect("a norm computed it");
-        let x = self.kept_value(unit.inputs[0]);
-        let y = self.sketch.map(self.program.shape(value));
-        self.normalise(unit, x, y);
-        self.values[value.index()] = Some(y);
-        y
-    }
-
     /// Where the gradient of a value that has arrived lies.
     fn arrival(&self, value: NodeId) -> Place {
         self.gradients[value.index()].expect("a gradient that has arrived has a place")
@@ -118,7 +87,7 @@ impl Author<'_> {
     }
 
     /// Whether the gradient of `value` may share the memory of another one.
-    fn may_share(&self, value: NodeId) -> bool {
+    pub(super) fn may_share(&self, value: NodeId) -> bool {
         self.needed[value.index()] && self.gradients[value.index()].is_none()
     }
 
@@ -154,7 +123,7 @@ impl Author<'_> {
         self.sketch.path = "output".to_owned();
         self.sketch.shape = self.program.shape(value);
         let (to, store) = self.contribute(value);
-        let seed = At::Outside(self.outside.seeds + i);
+        let seed = At::Outside(self.outside.seeds + i, 0);
         let place = if store == Store::Set { to } else { self.sketch.map(self.sketch.shape) };
         let kernel = layout::from_nchw(self.sketch.shape, place.map, [0; 2], self.isa);
         self.sketch.push(Draft::new(kernel, &[seed], place));
@@ -168,17 +137,17 @@ impl Author<'_> {
         match &unit.op {
             Op::Input { .. } => {}
             Op::Conv { .. } | Op::Linear { .. } | Op::DeformConv { .. } => self.weighted_backward(unit)?,
-            Op::BatchNorm { .. } => self.norm_backward(unit),
+            Op::BatchNorm { .. } => self.norm_backward(unit)?,
             Op::Activation(function) => {
-                let kept = self.kept_for_activation(unit);
+                let kept = self.kept_for_activation(unit)?;
                 let through = match crate::simd::has_output_gradient(*function) {
                     true => Through::Output(*function, kept.map.ld),
                     false => Through::Input(*function),
                 };
                 self.through(unit, through, kept);
             }
-            Op::Add => self.add_backward(unit),
-            Op::Mul => self.multiply_backward(unit),
+            Op::Add => self.add_backward(unit)?,
+            Op::Mul => self.multiply_backward(unit)?,
             Op::Concat => {
                 let whole = self.arrival(unit.output);
                 for (value, there) in parts(self.program, whole, &unit.inputs) {
@@ -218,9 +187,9 @@ impl Author<'_> {
     }
 
     /// What the derivative of an activation of its own is computed from.
-    fn kept_for_activation(&mut self, unit: &Unit) -> Place {
+    fn kept_for_activation(&mut self, unit: &Unit) -> Result<Place> {
         match unit.op {
-            Op::Activation(function) if crate::simd::has_output_gradient(function) => self.value(unit.output),
+            Op::Activation(function) if crate::simd::has_output_gradient(function) => self.kept_value(unit.output),
             _ => self.kept_value(unit.inputs[0]),
         }
     }
@@ -230,8 +199,8 @@ impl Author<'_> {
         let (isa, input) = (self.isa, unit.inputs[0]);
         let from = self.arrival(unit.output);
         let also = match unit.op {
-            Op::LocalResponseNorm { .. } => self.kept_value(input).into(),
-            Op::Softmax => self.value(unit.output).into(),
+            Op::LocalResponseNorm { .. } => self.kept_value(input)?.into(),
+            Op::Softmax => self.kept_value(unit.output)?.into(),
             Op::MaxPool { .. } => self.indices[unit.output.index()],
             _ => At::None,
         };
@@ -284,12 +253,18 @@ impl Author<'_> {
 
     /// Leads the gradient of `unit`'s output through the activation that was fused into it, where it lies, and computes the
     /// gradient of its bias.
-    fn activation_and_bias(&mut self, unit: &Unit, bias: At) {
+    fn activation_and_bias(&mut self, unit: &Unit, bias: At) -> Result<()> {
         let from = self.arrival(unit.output);
         let sums = if bias == At::None { Sums::None } else { Sums::Bias };
-        let through = unit.activation.map_or(Through::Nothing, |a| Through::Output(a, self.value(unit.output).map.ld));
+        let (through, output) = match unit.activation {
+            None => (Through::Nothing, At::None),
+            Some(activation) => {
+                let output = self.kept_value(unit.output)?;
+                (Through::Output(activation, output.map.ld), output.into())
+            }
+        };
         if sums == Sums::None && through == Through::Nothing {
-            return;
+            return Ok(());
         }
         let store = (through != Through::Nothing).then_some((from.map.ld, Store::Set));
         let chain = Chain { gradient: from.map, input: 0, through, sums, store };
@@ -297,13 +272,13 @@ impl Author<'_> {
             Sums::None => At::None,
             _ => self.sketch.buffer(norm::partial_len(from.map, sums.rows())),
         };
-        let output = if through == Through::Nothing { At::None } else { self.value(unit.output).into() };
         let to = if store.is_some() { from.into() } else { At::None };
         let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), At::None, At::None, output], partial);
         self.sketch.push_behind(draft.also([to, At::None]));
         if sums == Sums::Bias {
             self.sketch.push(Draft::new(norm::total(from.map, self.isa), &[partial], bias));
         }
+        Ok(())
     }
 
     fn weighted_backward(&mut self, unit: &Unit) -> Result<()> {
@@ -312,41 +287,69 @@ impl Author<'_> {
         else {
             return Ok(());
         };
-        self.activation_and_bias(unit, bias.map_or(At::None, |id| self.gradient_of(id)));
+        self.activation_and_bias(unit, bias.map_or(At::None, |id| self.gradient_of(id)))?;
         let from = self.arrival(unit.output);
         let kept = self.kept[weight.index()];
         if let Some(sampling) = self.sampling(unit) {
             return self.deform_backward(unit, sampling, from, [kept, self.gradient_of(weight)]);
         }
         let input = unit.inputs[0];
-        if self.needed[input.index()] {
-            let (to, store) = self.contribute(input);
-            let (mut spec, _) = self.spec(unit, to.map)?;
-            spec.epilogue = Default::default();
+        let data = match self.needed[input.index()] {
+            true => self.data_gradient(unit, from, kept)?,
+            false => None,
+        };
+        // What was computed again for the gradient of the weights alone need not meet the gradient of the input.
+        let passing = self.again[input.index()];
+        let buffers = &self.sketch.buffers;
+        let small = |at: At| matches!(at, At::Buffer(packed, _) if buffers[packed] < from.map.extent());
+        let later = data.as_ref().is_some_and(|step| passing && small(step.inputs[WEIGHTS]));
+        let (first, last) = if later { (None, data) } else { (data, None) };
+        first.into_iter().for_each(|step| self.sketch.push(step));
+        if self.learned[weight.index()] {
+            self.product_gradient(unit, from, self.gradient_of(weight))?;
+        }
+        last.into_iter().for_each(|step| self.sketch.push(step));
+        Ok(())
+    }
+
+    /// The gradient of a convolution's weights.
+    fn product_gradient(&mut self, unit: &Unit, from: Place, to: At) -> Result<()> {
+        if self.weight_gradient_on_load(unit, from, to)? {
+            return Ok(());
+        }
+        let x = self.kept_value(unit.inputs[0])?;
+        let (mut spec, bordered) = self.spec(unit, x.map)?;
+        spec.epilogue = Default::default();
+        spec.output = from.map;
+        let gradient = match bordered {
+            true => grad::weight::weight_gradient_rows(spec, self.isa),
+            false => grad::weight::weight_gradient(spec, self.options.precision, self.isa),
+        };
+        let macs = spec.output.pixels() * spec.output.c * spec.depth();
+        self.weight_gradient(gradient, &[x.into(), from.into()], to, macs);
+        Ok(())
+    }
+
+    /// Packs the weights at `kept` for the gradient of the unit's input and gives the step that computes it from the
+    /// gradient at `from`, the last of them if they are several. The weights themselves are not read any more.
+    fn data_gradient(&mut self, unit: &Unit, from: Place, kept: At) -> Result<Option<Draft>> {
+        let (to, mut store) = self.contribute(unit.inputs[0]);
+        let (mut spec, _) = self.spec(unit, to.map)?;
+        spec.epilogue = Default::default();
+        let mut last: Option<Draft> = None;
+        for rows in self.pieces(unit) {
+            last.into_iter().for_each(|step| self.sketch.push(step));
+            let from = slice(from, rows.start, rows.len());
             spec.output = from.map;
             let learned = grad::input_gradient(spec, store, self.options.precision, self.isa);
             let packed = self.sketch.buffer(learned.packed);
-            self.sketch.push(Draft::new(learned.packing, &[kept], packed));
+            self.sketch.push(Draft::new(learned.packing, &[kept.at(rows.start * spec.depth())], packed));
             let old = if store == Store::Add { to.into() } else { At::None };
             let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            self.sketch.push(Draft::new(learned.kernel, &[from.into(), old], to).weights(packed).macs(macs));
+            last = Some(Draft::new(learned.kernel, &[from.into(), old], to).weights(packed).macs(macs));
+            store = Store::Add;
         }
-        if self.learned[weight.index()] {
-            if self.weight_gradient_on_load(unit, from, self.gradient_of(weight))? {
-                return Ok(());
-            }
-            let x = self.kept_value(input);
-            let (mut spec, bordered) = self.spec(unit, x.map)?;
-            spec.epilogue = Default::default();
-            spec.output = from.map;
-            let gradient = match bordered {
-                true => grad::weight::weight_gradient_rows(spec, self.isa),
-                false => grad::weight::weight_gradient(spec, self.options.precision, self.isa),
-            };
-            let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            self.weight_gradient(gradient, &[x.into(), from.into()], self.gradient_of(weight), macs);
-        }
-        Ok(())
+        Ok(last)
     }
 
     pub(super) fn weight_gradient(&mut self, gradient: WeightGradient, inputs: &[At], to: At, macs: usize) {
@@ -365,7 +368,7 @@ impl Author<'_> {
         from: Place,
         [kept, to_weight]: [At; 2],
     ) -> Result<()> {
-        let sources: Vec<Place> = unit.inputs.iter().map(|&value| self.kept_value(value)).collect();
+        let sources: Vec<Place> = unit.inputs.iter().map(|&value| self.kept_value(value)).collect::<Result<_>>()?;
         let (mut spec, _) = self.spec(unit, sources[0].map)?;
         spec.epilogue = Default::default();
         spec.output = from.map;
@@ -411,15 +414,17 @@ impl Author<'_> {
         Ok(())
     }
 
-    fn norm_backward(&mut self, unit: &Unit) {
-        let Op::BatchNorm { scale, shift, .. } = unit.op else { return };
+    fn norm_backward(&mut self, unit: &Unit) -> Result<()> {
+        let Op::BatchNorm { scale, shift, .. } = unit.op else { return Ok(()) };
         let (input, from) = (unit.inputs[0], self.arrival(unit.output));
-        let (x, table) = (self.kept_value(input), self.tables[unit.output.index()]);
-        let y = self.values[unit.output.index()].expect("placed");
-        let through = match (unit.activation, unit.residual) {
-            (None, _) => Through::Nothing,
-            (Some(activation), None) => Through::Normalised(activation),
-            (Some(activation), Some(_)) => Through::Output(activation, y.map.ld),
+        let (x, table) = (self.kept_value(input)?, self.tables[unit.output.index()]);
+        let (through, output) = match (unit.activation, unit.residual) {
+            (None, _) => (Through::Nothing, At::None),
+            (Some(activation), None) => (Through::Normalised(activation), At::None),
+            (Some(activation), Some(_)) => {
+                let y = self.kept_value(unit.output)?;
+                (Through::Output(activation, y.map.ld), y.into())
+            }
         };
         // Where dT goes: to the shortcut's gradient, and there it may be that of the output itself. Without a shortcut it
         // is stored only if it costs more to compute than to read.
@@ -435,7 +440,6 @@ impl Author<'_> {
         let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
         let store = stored.map(|(place, store)| (place.map.ld, store));
         let chain = Chain { gradient: from.map, input: x.map.ld, through, sums: Sums::Norm, store };
-        let output = if let Through::Output(..) = through { y.into() } else { At::None };
         let to = stored.map_or(At::None, |(place, _)| place.into());
         let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), x.into(), table, output], partial);
         self.sketch.push_behind(draft.also([to, At::None]));
@@ -449,13 +453,15 @@ impl Author<'_> {
             self.share(shortcut.expect("it is shared"), from);
         }
         if !self.needed[input.index()] {
-            return;
+            return Ok(());
         }
         let done = stored == Some(in_place);
         let through = if done { Through::Nothing } else { through };
-        let ((place, store), in_place) = match !shared && self.may_share(input) {
-            true => ((from, Store::Set), true),
-            false => (self.contribute(input), false),
+        // In the place of the output's gradient, or in that of the norm's input, which nothing else reads.
+        let heir = if shared { self.bequest(unit, input) } else { self.may_share(input).then_some(from) };
+        let ((place, store), in_place) = match heir {
+            Some(place) => ((place, Store::Set), true),
+            None => (self.contribute(input), false),
         };
         let last = norm::Backward { gradient: from.map, input: x.map.ld, through, output: (place.map.ld, store) };
         let inputs = [from.into(), x.into(), table, output, coefficients];
@@ -463,10 +469,11 @@ impl Author<'_> {
         if in_place {
             self.share(input, place);
         }
+        Ok(())
     }
 
-    fn add_backward(&mut self, unit: &Unit) {
-        self.activation_and_bias(unit, At::None);
+    fn add_backward(&mut self, unit: &Unit) -> Result<()> {
+        self.activation_and_bias(unit, At::None)?;
         let from = self.arrival(unit.output);
         let wanted: Vec<NodeId> = unit.inputs.iter().copied().filter(|v| self.needed[v.index()]).collect();
         // One summand may have the sum's gradient for its own, after the others have taken theirs.
@@ -483,14 +490,18 @@ impl Author<'_> {
                 inherited = true;
             }
         }
+        Ok(())
     }
 
-    fn multiply_backward(&mut self, unit: &Unit) {
+    fn multiply_backward(&mut self, unit: &Unit) -> Result<()> {
         let isa = self.isa;
-        self.activation_and_bias(unit, At::None);
+        self.activation_and_bias(unit, At::None)?;
         let from = self.arrival(unit.output);
-        let [a, b] = [0, 1].map(|i| self.kept_value(unit.inputs[i]));
+        let (a, b) = (self.kept_value(unit.inputs[0])?, self.kept_value(unit.inputs[1])?);
+        self.gate_backward(unit, from, a);
         if self.needed[unit.inputs[0].index()] {
+            let heir = self.bequest(unit, unit.inputs[0]);
+            heir.into_iter().for_each(|place| self.gradients[unit.inputs[0].index()] = Some(place));
             let (to, store) = self.contribute(unit.inputs[0]);
             let draft = match store {
                 Store::Set => {
@@ -504,30 +515,37 @@ impl Author<'_> {
             };
             self.sketch.push(draft);
         }
-        if self.needed[unit.inputs[1].index()] {
-            let (to, store) = self.contribute(unit.inputs[1]);
-            let whole = self.program.shape(unit.inputs[0]) == self.program.shape(unit.inputs[1]);
-            let draft = match (whole, store) {
-                (false, store) => {
-                    let kernel = gradient::gate(from.map, a.map, to.map, store, isa);
-                    Draft::new(kernel, &[from.into(), a.into()], to)
-                }
-                (true, Store::Set) => {
-                    let kernel = elementwise::multiply(from.map, a.map, to.map, None, isa);
-                    Draft::new(kernel, &[from.into(), a.into()], to)
-                }
-                (true, Store::Add) => {
-                    let kernel = elementwise::multiply_add(from.map, a.map, to.map, to.map, None, isa);
-                    Draft::new(kernel, &[from.into(), a.into(), to.into()], to)
-                }
-            };
-            self.sketch.push(draft);
-        }
         if let Some(shortcut) = unit.residual.filter(|value| self.needed[value.index()]) {
             match self.may_share(shortcut) {
                 true => self.share(shortcut, from),
                 false => self.pass(shortcut, from),
             }
         }
+        Ok(())
+    }
+
+    /// The gradient of the second factor of a product, from that at `from` and the first factor at `a`.
+    fn gate_backward(&mut self, unit: &Unit, from: Place, a: Place) {
+        if !self.needed[unit.inputs[1].index()] {
+            return;
+        }
+        let isa = self.isa;
+        let (to, store) = self.contribute(unit.inputs[1]);
+        let whole = self.program.shape(unit.inputs[0]) == self.program.shape(unit.inputs[1]);
+        let draft = match (whole, store) {
+            (false, store) => {
+                let kernel = gradient::gate(from.map, a.map, to.map, store, isa);
+                Draft::new(kernel, &[from.into(), a.into()], to)
+            }
+            (true, Store::Set) => {
+                let kernel = elementwise::multiply(from.map, a.map, to.map, None, isa);
+                Draft::new(kernel, &[from.into(), a.into()], to)
+            }
+            (true, Store::Add) => {
+                let kernel = elementwise::multiply_add(from.map, a.map, to.map, to.map, None, isa);
+                Draft::new(kernel, &[from.into(), a.into(), to.into()], to)
+            }
+        };
+        self.sketch.push(draft);
     }
 }

@@ -14,6 +14,7 @@ use crate::kernels::norm::train as norm;
 use crate::kernels::pool::grad as pool;
 use crate::kernels::{Kernel, Map, activation, elementwise, layout, naive, noise, softmax};
 use crate::simd::Isa;
+use std::ops::Range;
 
 /// Numbers of the memory outside the plan.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +26,10 @@ pub(super) struct Outside {
     pub(super) streams: usize,
     pub(super) len: usize,
 }
+
+/// Floats of a linear layer's weights that are packed at a time: they are read again at once, while they are in the cache,
+/// and most of the memory that VGG's would take is never needed.
+const PACKED: usize = 2 << 20;
 
 /// The images.
 pub(super) const IMAGES: usize = 0;
@@ -53,6 +58,17 @@ pub(super) struct Follower {
     pub(super) table: usize,
 }
 
+/// What a training step is written from.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub(super) program: &'a Program,
+    pub(super) graph: &'a Graph,
+    pub(super) options: &'a TrainOptions,
+    /// Which parameters get a gradient.
+    pub(super) learned: &'a [bool],
+    pub(super) isa: Isa,
+}
+
 /// Writes the steps of a training step.
 pub(super) struct Author<'a> {
     pub(super) program: &'a Program,
@@ -72,8 +88,12 @@ pub(super) struct Author<'a> {
     /// Where the gradient of a value will be, and whether something has arrived there.
     pub(super) gradients: Vec<Option<Place>>,
     pub(super) arrived: Vec<bool>,
-    /// Units whose output is computed again on the way back, by value, and where it was.
-    pub(super) again: Vec<Option<Place>>,
+    /// Values that the way back has to compute again before it reads them.
+    pub(super) again: Vec<bool>,
+    /// Norms whose output is not in memory: the convolution behind them applies them while it reads.
+    pub(super) absent: Vec<bool>,
+    /// The buffers of values that have one of their own, there and on the way back.
+    pub(super) owners: Vec<(usize, NodeId)>,
     /// The table of a norm, by its output.
     pub(super) tables: Vec<At>,
     /// The means and, a pixel stride further on, the variances of the channels of a buffer, and which values' are known.
@@ -89,13 +109,9 @@ pub(super) struct Author<'a> {
 }
 
 impl<'a> Author<'a> {
-    pub(super) fn new(
-        program: &'a Program,
-        graph: &'a Graph,
-        options: &'a TrainOptions,
-        learned: &'a [bool],
-        isa: Isa,
-    ) -> Self {
+    /// An author who has written nothing yet. `again` are the values that are not kept for the way back.
+    pub(super) fn new(task: Task<'a>, again: Vec<bool>) -> Self {
+        let Task { program, graph, options, learned, isa } = task;
         let border = stem_border(program);
         let (values, buffers) = places(program, border);
         let count = program.shapes.len();
@@ -121,7 +137,9 @@ impl<'a> Author<'a> {
             needed,
             gradients: vec![None; count],
             arrived: vec![false; count],
-            again: vec![None; count],
+            again,
+            absent: vec![false; count],
+            owners: Vec::new(),
             tables: vec![At::None; count],
             measured: Vec::new(),
             is_measured: vec![false; count],
@@ -145,8 +163,9 @@ impl<'a> Author<'a> {
             self.sketch.shape = program.shape(value);
             let place = self.value(value);
             let kernel = layout::to_nchw(place.map, self.isa);
-            self.sketch.push(Draft::new(kernel, &[place.into()], At::Outside(self.outside.outputs + i)));
+            self.sketch.push(Draft::new(kernel, &[place.into()], At::Outside(self.outside.outputs + i, 0)));
         }
+        self.sketch.forward_steps = self.sketch.len();
         Ok(())
     }
 
@@ -156,11 +175,19 @@ impl<'a> Author<'a> {
     }
 
     pub(super) fn param(&self, id: ParamId) -> At {
-        At::Outside(self.outside.params + id.index())
+        At::Outside(self.outside.params + id.index(), 0)
     }
 
     fn optional_param(&self, id: Option<ParamId>) -> At {
         id.map_or(At::None, |id| self.param(id))
+    }
+
+    /// Where a weight or bias can be read: on the way back, which knows no parameters, where it was kept.
+    fn weight(&self, id: ParamId) -> At {
+        match self.kept[id.index()] {
+            At::None => self.param(id),
+            kept => kept,
+        }
     }
 
     fn len(&self, id: ParamId) -> usize {
@@ -170,7 +197,7 @@ impl<'a> Author<'a> {
     /// The number of the stream that noise layer `unit` reads.
     pub(super) fn stream(&self, unit: &Unit) -> At {
         let number = self.noisy.iter().position(|&id| id == unit.output).expect("every noise layer was counted");
-        At::Outside(self.outside.streams + number)
+        At::Outside(self.outside.streams + number, 0)
     }
 
     /// A unit with one input and a kernel without state.
@@ -180,7 +207,8 @@ impl<'a> Author<'a> {
         self.sketch.push(Draft::new(kernel, &inputs, output));
     }
 
-    fn unit_forward(&mut self, unit: &Unit) -> Result<()> {
+    /// Writes the steps of one unit, there or, once what it reads is there again, on the way back.
+    pub(super) fn unit_forward(&mut self, unit: &Unit) -> Result<()> {
         let isa = self.isa;
         let y = self.value(unit.output).map;
         let Some(&input) = unit.inputs.first() else { return self.image(unit) };
@@ -195,7 +223,7 @@ impl<'a> Author<'a> {
             }
             Op::MaxPool { window } => {
                 let placed = window.place([x.h, x.w], &unit.path)?;
-                if !self.needed[input.index()] {
+                if !self.needed[input.index()] || self.indices[unit.output.index()] != At::None {
                     self.simple(unit, crate::kernels::pool::max(x, y, *window, placed, isa));
                     return Ok(());
                 }
@@ -263,7 +291,7 @@ impl<'a> Author<'a> {
         let to = self.value(unit.output);
         let before = self.border.map_or([0; 2], |border| border.before);
         let kernel = layout::from_nchw([n, c, h, w], to.map, before, self.isa);
-        self.sketch.push(Draft::new(kernel, &[At::Outside(IMAGES)], to));
+        self.sketch.push(Draft::new(kernel, &[At::Outside(IMAGES, 0)], to));
         Ok(())
     }
 
@@ -303,37 +331,59 @@ impl<'a> Author<'a> {
             return Ok(());
         };
         let (mut spec, bordered) = self.spec(unit, self.value(unit.inputs[0]).map)?;
-        let bias_len = bias.map(|id| self.len(id));
         let mut inputs: Vec<At> = unit.inputs.iter().map(|&value| self.value(value).into()).collect();
         let absent = self.absent_norm(unit.inputs[0]);
         if let Some(Absent { x, table, .. }) = absent {
             (spec.input, inputs) = (x.map, vec![x.into(), At::None, table]);
         }
-        let absent = absent.map(|Absent { clamp, .. }| {
-            let learned = conv::learned_norm(spec, clamp, self.options.precision, self.isa);
-            learned.expect("a norm is left to a convolution that can apply it")
-        });
-        let plain = || match (self.sampling(unit), bordered) {
-            (Some(sampling), _) => conv::learned_deform(spec, sampling, bias_len, self.isa),
-            (None, true) => conv::learned_rows(spec, bias_len, self.isa),
-            (None, false) => conv::learned(spec, Direction::Forward, bias_len, self.options.precision, self.isa),
-        };
-        let Learned { kernel, packing, packed } = absent.unwrap_or_else(plain);
-        let packed = self.sketch.buffer(packed);
-        let weights = [self.param(weight), self.optional_param(bias)];
-        self.sketch.push(Draft::new(packing, &weights, packed));
-        let to = self.value(unit.output);
-        let macs = spec.output.pixels() * spec.output.c * spec.depth();
-        self.sketch.push(Draft::new(kernel, &inputs, to).weights(packed).macs(macs));
-        if unit.inputs.iter().any(|value| self.needed[value.index()]) {
+        for rows in self.pieces(unit) {
+            let bias_len = bias.map(|_| rows.len());
+            let to = slice(self.value(unit.output), rows.start, rows.len());
+            spec.output = to.map;
+            let absent = absent.map(|Absent { clamp, .. }| {
+                let learned = conv::learned_norm(spec, clamp, self.options.precision, self.isa);
+                learned.expect("a norm is left to a convolution that can apply it")
+            });
+            let plain = || match (self.sampling(unit), bordered) {
+                (Some(sampling), _) => conv::learned_deform(spec, sampling, bias_len, self.isa),
+                (None, true) => conv::learned_rows(spec, bias_len, self.isa),
+                (None, false) => conv::learned(spec, Direction::Forward, bias_len, self.options.precision, self.isa),
+            };
+            let Learned { kernel, packing, packed } = absent.unwrap_or_else(plain);
+            let packed = self.sketch.buffer(packed);
+            let weights = self.weight(weight).at(rows.start * spec.depth());
+            let biases = bias.map_or(At::None, |id| self.weight(id).at(rows.start));
+            self.sketch.push(Draft::new(packing, &[weights, biases], packed));
+            let macs = spec.output.pixels() * spec.output.c * spec.depth();
+            self.sketch.push(Draft::new(kernel, &inputs, to).weights(packed).macs(macs));
+        }
+        let again = self.again[unit.output.index()];
+        if again || unit.inputs.iter().any(|value| self.needed[value.index()]) {
             self.keep(weight);
         }
+        bias.filter(|_| again).into_iter().for_each(|bias| self.keep(bias));
         Ok(())
     }
 
-    /// Keeps a copy of a weight for the way back: where its gradient will be, if it gets one. There it stays until the
-    /// gradient of the layer's input is computed, which is before its own is.
+    /// The outputs of a weighted unit whose weights are packed together: all of them, or some of a large linear layer's.
+    pub(super) fn pieces(&self, unit: &Unit) -> Vec<Range<usize>> {
+        let [_, outputs, ..] = self.program.shape(unit.output);
+        let most = match unit.op {
+            Op::Linear { weight, .. } => {
+                let features = self.len(weight) / outputs.max(1);
+                (PACKED / features.max(1)).max(64).next_multiple_of(64)
+            }
+            _ => outputs.max(1),
+        };
+        (0..outputs).step_by(most).map(|start| start..outputs.min(start + most)).collect()
+    }
+
+    /// Keeps a copy of a weight or bias for the way back: where its gradient will be, if it gets one. There it stays until
+    /// the layer's output has been computed again and the gradient of its input is, which is before its own is.
     fn keep(&mut self, weight: ParamId) {
+        if self.kept[weight.index()] != At::None {
+            return;
+        }
         let len = self.len(weight);
         let to = match self.learned[weight.index()] {
             true => self.gradient_of(weight),
@@ -348,7 +398,7 @@ impl<'a> Author<'a> {
 
     /// Where the gradient of a parameter goes.
     pub(super) fn gradient_of(&self, id: ParamId) -> At {
-        if self.learned[id.index()] { At::Outside(self.outside.gradients + id.index()) } else { At::None }
+        if self.learned[id.index()] { At::Outside(self.outside.gradients + id.index(), 0) } else { At::None }
     }
 
     /// Whether a batch norm keeps the running statistics it has.
@@ -359,6 +409,10 @@ impl<'a> Author<'a> {
 
     fn batch_norm(&mut self, unit: &Unit) -> Result<()> {
         let Op::BatchNorm { scale, shift, mean, var, eps, momentum } = unit.op else { return Ok(()) };
+        if self.tables[unit.output.index()] != At::None {
+            self.normalise(unit); // by the statistics it had on the way there
+            return Ok(());
+        }
         let (x, eps) = (self.value(unit.inputs[0]), f64::from(eps));
         let affine = [scale, shift].map(|id| self.optional_param(id));
         let table = self.sketch.buffer(norm::TABLE_ROWS * x.map.c);
@@ -379,14 +433,15 @@ impl<'a> Author<'a> {
             }
         }
         match self.reader_normalises(unit)? {
-            true => self.again[unit.output.index()] = Some(self.value(unit.output)),
-            false => self.normalise(unit, x, self.value(unit.output)),
+            true => (self.again[unit.output.index()], self.absent[unit.output.index()]) = (true, true),
+            false => self.normalise(unit),
         }
         Ok(())
     }
 
     /// The last step of a norm: `y = activation(x · scale + shift + residual)`.
-    pub(super) fn normalise(&mut self, unit: &Unit, x: Place, y: Place) {
+    fn normalise(&mut self, unit: &Unit) {
+        let [x, y] = [unit.inputs[0], unit.output].map(|value| self.value(value));
         let residual = unit.residual.map(|value| self.value(value));
         let kernel = norm::apply(x.map, y.map, residual.map(|place| place.map.ld), unit.activation, self.isa);
         let inputs = [x.into(), self.tables[unit.output.index()], residual.map_or(At::None, At::from)];

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 pub(super) fn run(program: &mut Program, noise: Noise) {
     identities(program, noise);
     residuals(program);
+    pools_first(program);
     activations(program);
 }
 
@@ -68,6 +69,30 @@ fn residuals(program: &mut Program) {
         gone.insert(j);
     }
     program.remove(&gone);
+}
+
+/// Takes maxima of what a convolution gives before the function behind it, which grows with its argument: they are the same,
+/// the map that the way back reads is the smaller one, and the larger one is not kept. A norm keeps what it reads anyway.
+fn pools_first(program: &mut Program) {
+    let (uses, producers) = (program.uses(), program.producers());
+    for i in 0..program.units.len() {
+        if !matches!(program.units[i].op, Op::MaxPool { .. }) {
+            continue;
+        }
+        let shown = program.units[i].inputs[0];
+        let Some(j) = producers[shown.index()].filter(|_| uses[shown.index()] == 1) else { continue };
+        let Op::Activation(activation) = program.units[j].op else { continue };
+        let argument = program.units[j].inputs[0];
+        let weighted = |k: usize| program.units[k].has_epilogue();
+        if !cuts_off(activation) || !producers[argument.index()].is_some_and(weighted) || uses[argument.index()] != 1 {
+            continue;
+        }
+        program.shapes[shown.index()] = program.shape(program.units[i].output);
+        program.units.swap(i, j);
+        let output = std::mem::replace(&mut program.units[j].output, shown);
+        program.units[j].inputs = vec![argument];
+        (program.units[i].inputs, program.units[i].output) = (vec![shown], output);
+    }
 }
 
 /// Applies an activation where its argument is made.

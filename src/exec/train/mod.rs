@@ -9,12 +9,14 @@
 //! - `forward` and `backward` write each operation's steps;
 //! - `moments` measures what norms read, each map once;
 //! - `on_load` leaves norms to the 1×1 convolutions behind them;
+//! - `again` chooses what the way back computes again instead of having it kept;
 //! - `run` hands the memory to the kernels.
 //!
 //! What backward reads is mostly what convolutions read and wrote. The output of a norm and its activation is not kept: it
 //! is computed again, in one pass, when the convolution behind it needs it. Gradients of concatenated values are slices of
 //! the concatenation's gradient, and the gradient of a sum is that of its summands, not a copy.
 
+mod again;
 mod backward;
 mod forward;
 mod fuse;

@@ -27,7 +27,7 @@ pub(super) struct Absent {
 
 impl<'a> Author<'a> {
     /// The norm without a shortcut that makes `value`, if one does.
-    fn norm_of(&self, value: NodeId) -> Option<&'a Unit> {
+    pub(super) fn norm_of(&self, value: NodeId) -> Option<&'a Unit> {
         let unit = self.program.units.iter().find(|unit| unit.output == value)?;
         (matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none()).then_some(unit)
     }
@@ -48,7 +48,7 @@ impl<'a> Author<'a> {
 
     /// What to read in place of `value`, if it is the output of a norm and not in memory.
     pub(super) fn absent_norm(&self, value: NodeId) -> Option<Absent> {
-        let norm = self.norm_of(value).filter(|_| self.again[value.index()] == Some(self.value(value)))?;
+        let norm = self.norm_of(value).filter(|_| self.absent[value.index()])?;
         let table = self.tables[value.index()];
         Some(Absent { x: self.value(norm.inputs[0]), table, clamp: norm.activation })
     }
@@ -64,7 +64,7 @@ impl<'a> Author<'a> {
             return Ok(false);
         }
         let norm = self.norm_of(unit.inputs[0]).expect("it is absent");
-        let x = self.kept_value(norm.inputs[0]);
+        let x = self.kept_value(norm.inputs[0])?;
         let macs = spec.output.pixels() * spec.output.c * spec.depth();
         let gradient = pointwise::weight_gradient(spec, source, self.isa);
         self.weight_gradient(gradient, &[x.into(), from.into(), table], to, macs);

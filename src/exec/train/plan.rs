@@ -1,7 +1,8 @@
 //! The training planner.
 
-use super::forward::{Author, Follower, Outside};
-use super::fuse;
+use super::forward::{Author, Follower, Outside, Task};
+use super::sketch::{Arranged, Fill, Held};
+use super::{again, fuse};
 use crate::error::{Error, Result};
 use crate::exec::mode::{RunningStatistics, TrainOptions};
 use crate::exec::prepare::Step;
@@ -59,6 +60,11 @@ pub struct TrainPlan {
     /// Whether a way forward waits for its way back.
     pub(super) ready: bool,
     isa: Isa,
+    /// Where memory is fullest, and what lies in it then.
+    fullest: Fill,
+    held: Vec<Held>,
+    /// The share of a step's work that is chosen to be done again.
+    repeated: f64,
 }
 
 impl TrainPlan {
@@ -87,12 +93,10 @@ impl TrainPlan {
         let mut program = Program::lower(graph, shapes, ids)?;
         fuse::run(&mut program, options.noise);
         refuse_shared(&program, graph)?;
-        let mut author = Author::new(&program, graph, options, &learned, isa);
-        author.forward()?;
-        let forward_steps = author.sketch.len();
-        author.backward()?;
+        let (author, repeated) = again::choose(Task { program: &program, graph, options, learned: &learned, isa })?;
         let Author { sketch, outside, noisy, followers, .. } = author;
-        let (steps, offsets, len) = sketch.arrange();
+        let forward_steps = sketch.forward_steps;
+        let Arranged { steps, offsets, len, fullest, held } = sketch.arrange();
 
         let shape = |id: NodeId, shape: [usize; 4]| {
             let vector = graph.node(id).drawn.size == Size::Vector;
@@ -125,6 +129,9 @@ impl TrainPlan {
             defs: graph.params().to_vec(),
             ready: false,
             isa,
+            fullest,
+            held,
+            repeated,
         })
     }
 
@@ -152,6 +159,11 @@ impl TrainPlan {
         self.runner.arena_bytes()
     }
 
+    /// Trades the memory of the parameters' gradients with `others`, one per parameter, so that there need not be two.
+    pub(crate) fn exchange_gradients(&mut self, others: &mut [Option<Tensor>]) {
+        self.gradients.exchange(others);
+    }
+
     /// The outputs of the last way forward.
     pub fn outputs(&self) -> Outputs<'_> {
         Outputs { values: &self.outputs }
@@ -174,7 +186,21 @@ impl TrainPlan {
             let (shape, kernel) = (format!("{:?}", step.shape), step.kernel.name());
             let _ = writeln!(text, "{i:4} {way} {:width$}  {shape:20}  {kernel} ({} tiles)", step.path, step.tiles);
         }
+        self.explain_memory(&mut text);
         text
+    }
+
+    /// What lies in the arena when it is fullest.
+    fn explain_memory(&self, text: &mut String) {
+        let mib = |floats: usize| floats as f64 / 262144.0;
+        let (Fill { step, floats }, arena) = (self.fullest, self.arena_bytes() / 4);
+        let share = 100.0 * self.repeated;
+        let _ = writeln!(text, "about {share:.1} % of the work is done again on the way back to save memory");
+        let _ = writeln!(text, "arena {:.1} MiB, fullest at step {step}: {:.1} MiB, of them", mib(arena), mib(floats));
+        let width = self.held.iter().map(|held| held.path.len()).max().unwrap_or(0);
+        for Held { floats, path, kernel, steps: [first, last] } in self.held.iter().take(40) {
+            let _ = writeln!(text, "{:8.1} MiB  {first:4} to {last:4}  {path:width$}  {kernel}", mib(*floats));
+        }
     }
 
     /// Moves the running statistics towards those of the batch that has just been run.

@@ -82,6 +82,7 @@ impl TrainPlan {
             }
         }
         self.ready = false;
+        self.gradients.complete()?;
         for (stream, &node) in self.streams.iter_mut().zip(&self.noisy) {
             *stream = self.options.stream(step, node);
         }

@@ -1,6 +1,6 @@
 //! Steps whose buffers have no address yet.
 
-use crate::exec::memory::{Buffer, Place, pack, pixel_stride};
+use crate::exec::memory::{Buffer, Place, pack_tightly, pixel_stride};
 use crate::exec::prepare::{Slot, Step};
 use crate::kernels::joined::{PASSED, fits, joined};
 use crate::kernels::{Kernel, MAX_INPUTS, Map, WEIGHTS};
@@ -12,8 +12,8 @@ pub(super) enum At {
     None,
     /// Floats from the start of a buffer.
     Buffer(usize, usize),
-    /// Memory outside the plan.
-    Outside(usize),
+    /// Floats from the start of memory outside the plan.
+    Outside(usize, usize),
 }
 
 impl At {
@@ -21,7 +21,8 @@ impl At {
     pub(super) fn at(self, floats: usize) -> At {
         match self {
             At::Buffer(buffer, offset) => At::Buffer(buffer, offset + floats),
-            other => other,
+            At::Outside(number, offset) => At::Outside(number, offset + floats),
+            At::None => At::None,
         }
     }
 }
@@ -74,11 +75,70 @@ impl<K: Kernel + 'static> From<K> for Box<dyn Kernel> {
     }
 }
 
+/// When a buffer is in use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Life {
+    /// Floats.
+    pub(super) len: usize,
+    /// The first and the last step that touch it.
+    pub(super) first: usize,
+    pub(super) last: usize,
+    /// The last step of the way forward and the first of the way back that touch it: in between it is only kept.
+    pub(super) parted: usize,
+    pub(super) returned: usize,
+}
+
+impl Life {
+    fn new(len: usize) -> Self {
+        Life { len, first: usize::MAX, last: 0, parted: usize::MAX, returned: usize::MAX }
+    }
+
+    pub(super) fn alive_at(&self, step: usize) -> bool {
+        self.first <= step && step <= self.last
+    }
+
+    /// Whether it waits at `step` for the way back.
+    pub(super) fn waits_at(&self, step: usize) -> bool {
+        self.parted < step && step < self.returned && self.alive_at(step)
+    }
+}
+
+/// A step and the floats alive while it runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Fill {
+    pub(super) step: usize,
+    pub(super) floats: usize,
+}
+
+/// What lies in memory while a step runs.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) floats: usize,
+    /// The layer and the kernel that touch it first, and the steps between which it lives.
+    pub(super) path: String,
+    pub(super) kernel: String,
+    pub(super) steps: [usize; 2],
+}
+
+/// Steps whose buffers have addresses.
+pub(super) struct Arranged {
+    pub(super) steps: Vec<Step>,
+    /// The address of each buffer.
+    pub(super) offsets: Vec<usize>,
+    /// Floats of the arena.
+    pub(super) len: usize,
+    /// Where memory is fullest, and what lies in it then, the largest first.
+    pub(super) fullest: Fill,
+    pub(super) held: Vec<Held>,
+}
+
 /// Steps and buffers so far.
 pub(super) struct Sketch {
     /// Floats of every buffer.
     pub(super) buffers: Vec<usize>,
     steps: Vec<(Draft, String, [usize; 4])>,
+    /// Steps of the way forward, as soon as it is written.
+    pub(super) forward_steps: usize,
     /// The layer whose steps are being written, and the shape of what it computes.
     pub(super) path: String,
     pub(super) shape: [usize; 4],
@@ -88,7 +148,7 @@ impl Sketch {
     /// Starts with the buffers that values have been placed in.
     pub(super) fn new(buffers: &[Buffer]) -> Self {
         let buffers = buffers.iter().map(|buffer| buffer.len).collect();
-        Sketch { buffers, steps: Vec::new(), path: String::new(), shape: [0; 4] }
+        Sketch { buffers, steps: Vec::new(), forward_steps: 0, path: String::new(), shape: [0; 4] }
     }
 
     /// Steps so far.
@@ -156,26 +216,69 @@ impl Sketch {
         (settled && unseen && whole && !outside && draft.also[1] == At::None).then_some(at)
     }
 
-    /// Gives every buffer its address: the steps, the address of each buffer, and the floats of the arena.
-    pub(super) fn arrange(self) -> (Vec<Step>, Vec<usize>, usize) {
-        let unused = |&len: &usize| Buffer { len, whole: true, first: usize::MAX, last: 0 };
-        let mut buffers: Vec<Buffer> = self.buffers.iter().map(unused).collect();
+    /// When each buffer is in use. What was placed for a value that nothing computes has no floats.
+    pub(super) fn lives(&self) -> Vec<Life> {
+        let mut lives: Vec<Life> = self.buffers.iter().map(|&len| Life::new(len)).collect();
         for (i, (draft, ..)) in self.steps.iter().enumerate() {
             for at in draft.inputs.iter().chain([&draft.output]).chain(&draft.also) {
-                if let At::Buffer(buffer, _) = *at {
-                    buffers[buffer].first = buffers[buffer].first.min(i);
-                    buffers[buffer].last = i;
+                let At::Buffer(buffer, _) = *at else { continue };
+                let life = &mut lives[buffer];
+                life.first = life.first.min(i);
+                life.last = i;
+                match i < self.forward_steps {
+                    true => life.parted = i,
+                    false => life.returned = life.returned.min(i),
                 }
             }
         }
-        for buffer in buffers.iter_mut().filter(|buffer| buffer.first > buffer.last) {
-            buffer.len = 0; // placed for a value that nothing computes
+        lives.iter_mut().filter(|life| life.first > life.last).for_each(|life| life.len = 0);
+        lives
+    }
+
+    /// Where memory is fullest.
+    pub(super) fn fullest(&self, lives: &[Life]) -> Fill {
+        let mut changes = vec![0isize; self.steps.len() + 1];
+        for life in lives.iter().filter(|life| life.len > 0) {
+            let len = life.len.next_multiple_of(16) as isize;
+            changes[life.first] += len;
+            changes[life.last + 1] -= len;
         }
-        let (offsets, len) = pack(&buffers);
+        let mut fullest = Fill { step: 0, floats: 0 };
+        let mut floats = 0;
+        for (step, change) in changes.into_iter().enumerate() {
+            floats += change;
+            if floats as usize > fullest.floats {
+                fullest = Fill { step, floats: floats as usize };
+            }
+        }
+        fullest
+    }
+
+    /// What lies in memory at `step`, the largest first.
+    fn held(&self, lives: &[Life], step: usize) -> Vec<Held> {
+        let alive = lives.iter().filter(|life| life.alive_at(step));
+        let mut held: Vec<Held> = alive
+            .map(|life| {
+                let (draft, path, _) = &self.steps[life.first];
+                let (path, kernel) = (path.clone(), draft.kernel.name());
+                Held { floats: life.len, path, kernel, steps: [life.first, life.last] }
+            })
+            .collect();
+        held.sort_by_key(|held| std::cmp::Reverse(held.floats));
+        held
+    }
+
+    /// Gives every buffer its address.
+    pub(super) fn arrange(self) -> Arranged {
+        let lives = self.lives();
+        let fullest = self.fullest(&lives);
+        let held = self.held(&lives, fullest.step);
+        let buffer = |life: &Life| Buffer { len: life.len, whole: true, first: life.first, last: life.last };
+        let (offsets, len) = pack_tightly(&lives.iter().map(buffer).collect::<Vec<_>>());
         let slot = |at: At| match at {
             At::None => Slot::None,
             At::Buffer(buffer, offset) => Slot::Arena(offsets[buffer] + offset),
-            At::Outside(i) => Slot::Outside(i),
+            At::Outside(number, offset) => Slot::Outside(number, offset),
         };
         let step = |(draft, path, shape): (Draft, String, [usize; 4])| Step {
             tiles: draft.kernel.tiles(),
@@ -189,6 +292,6 @@ impl Sketch {
             macs: draft.macs,
         };
         let steps = self.steps.into_iter().map(step).collect();
-        (steps, offsets, len)
+        Arranged { steps, offsets, len, fullest, held }
     }
 }

@@ -357,7 +357,7 @@ pub struct Backward {
 }
 
 /// Inputs: the gradient; the norm's input; the table of [`statistics`](super::statistics); the activation's output, if [`Through::Output`];
-/// the table of [`backward_statistics`] (`inputs[4]`). The output may be the gradient itself.
+/// the table of [`backward_statistics`] (`inputs[4]`). The output may be the gradient or the norm's input itself.
 pub fn backward(backward: Backward, isa: Isa) -> impl Kernel {
     Light { isa, kernel: Back { backward, blocks: blocks(backward.gradient) } }
 }

@@ -1,0 +1,74 @@
+//! What a training step computes again instead of keeping it: the same bits, in less memory.
+
+mod common;
+
+use common::recipe::{self, Knobs};
+use common::training::{keep_from_kinks, planned, values};
+use common::{golden_json, knobs};
+use convzoo::exec::{Recompute, TrainOptions, TrainPlan};
+use convzoo::{Model, Result, Tensor, models};
+
+/// One network of every family.
+const NETWORKS: [(&str, [usize; 4]); 12] = [
+    ("alexnet_paper", [2, 3, 67, 71]),
+    ("googlenet", [3, 3, 75, 81]),
+    ("resnet18", [3, 3, 33, 50]),
+    ("resnext50_32x4d", [2, 3, 41, 35]),
+    ("resnet20", [2, 3, 13, 19]),
+    ("densenet121", [2, 3, 64, 64]),
+    ("seresnet50", [2, 3, 41, 35]),
+    ("deform_resnet50_v2_c3", [2, 3, 41, 35]),
+    ("efficientnet_b0", [3, 3, 33, 50]),
+    ("squeezenet1_1", [2, 3, 49, 50]),
+    ("mobilenet_v2", [3, 3, 33, 50]),
+    ("vgg11", [1, 3, 64, 70]),
+];
+
+fn model(name: &str, knobs: &Knobs) -> Result<Model> {
+    let mut model = Model::blank(&models::build(name, Some(10))?)?;
+    for (def, values) in model.params_mut().iter_mut() {
+        recipe::parameter(&def.name, &def.shape, knobs, values);
+        keep_from_kinks(def, values, knobs.gain as f32);
+    }
+    Ok(model)
+}
+
+#[test]
+fn recomputing_changes_no_bit_of_outputs_gradients_and_running_statistics() -> Result<()> {
+    let manifest = golden_json("manifest.json");
+    for (name, shape) in NETWORKS {
+        let knobs = knobs(&manifest[name]);
+        let model = model(name, &knobs)?;
+        let images = recipe::image(shape, knobs.input_scale, "input");
+        let [some, much] = [(Recompute::Cheap, 1), (Recompute::Thorough, 2)].map(|(recompute, threads)| {
+            let options = TrainOptions::new().input_gradient().seed(1).threads(threads).recompute(recompute);
+            let step = planned(&model, &images, &options, |outputs| {
+                let slope = |(_, t): &(String, Tensor)| Ok(Tensor::from_fn(t.shape(), |i| (i % 7) as f32 - 3.0));
+                outputs.iter().map(slope).collect()
+            });
+            step.map(|step| values(model.graph(), &step))
+        });
+        let (some, much) = (some?, much?);
+        assert!(some.iter().any(|(_, v)| v.iter().any(|&v| v != 0.0)), "{name}: nothing but zeros");
+        for ((value, a), (other, b)) in some.iter().zip(&much) {
+            assert!(value == other && a == b, "{name}: {value} depends on what is computed again");
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that are there to compute in, for networks as they are trained.
+fn arena(name: &str, recompute: Recompute) -> Result<usize> {
+    let model = Model::blank(&models::build(name, Some(10))?)?;
+    let options = TrainOptions::new().threads(1).recompute(recompute);
+    Ok(TrainPlan::new(model.graph(), model.params(), [16, 3, 224, 224], &options)?.arena_bytes())
+}
+
+#[test]
+fn recomputing_thoroughly_saves_a_quarter_of_the_memory_of_deep_networks_or_more() -> Result<()> {
+    for name in ["resnet50", "resnet152"] {
+        let (some, much) = (arena(name, Recompute::Cheap)?, arena(name, Recompute::Thorough)?);
+        assert!(4 * much <= 3 * some, "{name}: {much} of {some} bytes");
+    }
+    Ok(())
+}
