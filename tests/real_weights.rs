@@ -219,7 +219,8 @@ fn cifar_resnets_from_th_files() -> Result<()> {
 }
 
 /// What `examples/data/README.md` says of the weights that this crate trained: 1000 images of the test set, right answers.
-const TRAINED_HERE: [(&str, &str, u64); 1] = [("resnet20_convzoo", "", 913)];
+const TRAINED_HERE: [(&str, &str, u64); 2] =
+    [("resnet20_convzoo", "", 913), ("seresnet20_convzoo", "seresnet20_cifar.json", 897)];
 
 #[test]
 fn weights_trained_by_this_crate_load_strictly_and_keep_their_accuracy() -> Result<()> {
