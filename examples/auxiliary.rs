@@ -8,6 +8,9 @@
 //! from the same weights on the same batches, and draws the norm of the gradient that reaches the first convolution at
 //! every step, and the loss. The loop is written out here, as anybody may who wants another than `convzoo::train::fit`.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/data.rs"]
 mod data;
 #[path = "support/figures.rs"]

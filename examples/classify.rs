@@ -7,6 +7,9 @@
 //!
 //! Without arguments: BVLC's GoogLeNet, the network of the paper, on the photographs in `examples/data/photos`.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/foreign.rs"]
 mod foreign;
 

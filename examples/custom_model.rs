@@ -4,6 +4,10 @@
 //! cargo run --release --example custom_model
 //! ```
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
+
 use convzoo::graph::{Layer, Node, concat};
 use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, SeBlock};
 use convzoo::{Model, Result, Tensor};

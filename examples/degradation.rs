@@ -9,6 +9,9 @@
 //! training (dashed) and in test (solid), and the norm of the gradient of every 3×3 convolution, before the first step and
 //! after the last.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/data.rs"]
 mod data;
 #[path = "support/figures.rs"]

@@ -9,6 +9,9 @@
 //! classes is replaced by a new one, which learns at the full rate; the last blocks follow at a tenth of it, and
 //! everything below keeps what ImageNet taught it.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/data.rs"]
 mod data;
 #[path = "support/figures.rs"]

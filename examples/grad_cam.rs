@@ -7,6 +7,9 @@
 //!
 //! With the GoogLeNet of the paper and BVLC's ImageNet weights, or with `--model` and `--weights` of one's own.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/foreign.rs"]
 mod foreign;
 

@@ -16,6 +16,9 @@
 //! reports is what training adds to a model with its weights and a batch of images. `--recompute` computes more again on the
 //! way back, to hold less.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/step.rs"]
 #[allow(dead_code, reason = "shared with the example that times every kernel")]
 mod step;

@@ -13,6 +13,9 @@
 //! auxiliary heads by their weights (0.3). Writes `loss`, `output`, `aux1`, `aux2`, `grad.<parameter>`, `grad.input` and
 //! `state.<running statistic>` as it is after the step.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/foreign.rs"]
 mod foreign;
 #[path = "support/parity_step.rs"]

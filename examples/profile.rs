@@ -5,6 +5,9 @@
 //! cargo run --release --example profile -- --train --model resnet50 --batch 16 --rounds 3
 //! ```
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/step.rs"]
 #[allow(dead_code, reason = "shared with the example that times whole steps")]
 mod step;

@@ -10,6 +10,9 @@
 //! With `--out`, checkpoints, the best weights, a JSON-lines log and the learning curves go there; run again, it goes on
 //! where it stopped, bit for bit. Ctrl-C saves and leaves.
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
 #[path = "support/data.rs"]
 mod data;
 #[path = "support/figures.rs"]

@@ -6,6 +6,10 @@
 //! cargo run --release --example zoo -- --svg zoo.svg
 //! ```
 
+#[macro_use]
+#[path = "support/output.rs"]
+mod output;
+
 use clap::Parser;
 use convzoo::graph::Graph;
 use convzoo::inspect::{Summary, scatter};
