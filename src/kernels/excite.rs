@@ -43,12 +43,12 @@ pub fn excite(spec: ExciteSpec, first: Weights<'_>, second: Weights<'_>, isa: Is
     };
     let biases = [bias(first.1, s), bias(second.1, c)];
     let stride = c.next_multiple_of(lanes);
-    let mut rows = AlignedBuf::zeros(s.next_multiple_of(ABREAST) * stride);
+    let mut rows = AlignedBuf::lasting_zeros(s.next_multiple_of(ABREAST) * stride);
     for (row, values) in rows.chunks_exact_mut(stride).zip(first.0.chunks_exact(c)) {
         row[..c].copy_from_slice(values);
     }
     let width = ABREAST * lanes;
-    let mut columns = AlignedBuf::zeros(c.next_multiple_of(width) * s);
+    let mut columns = AlignedBuf::lasting_zeros(c.next_multiple_of(width) * s);
     for (channel, values) in second.0.chunks_exact(s).enumerate() {
         for (j, &value) in values.iter().enumerate() {
             columns[(channel / width * s + j) * width + channel % width] = value;
@@ -59,6 +59,9 @@ pub fn excite(spec: ExciteSpec, first: Weights<'_>, second: Weights<'_>, isa: Is
 
 /// Sums carried side by side, so that one need not wait for the other.
 const ABREAST: usize = 4;
+
+/// Floats of the second weights fetched ahead: four pages.
+const AHEAD: usize = 4096;
 
 struct Excite {
     spec: ExciteSpec,
@@ -101,7 +104,10 @@ impl Excite {
                 for at in (0..self.stride).step_by(S::LANES) {
                     let mean = S::load(means.add(at));
                     for r in 0..ABREAST {
-                        sums[r] = S::fma(mean, S::load(rows.add(r * self.stride + at)), sums[r]);
+                        let weights = rows.add(r * self.stride + at);
+                        // The rows that follow lie behind these: a whole page or more, where the hardware stops looking.
+                        S::prefetch_far(weights.wrapping_add(ABREAST * self.stride));
+                        sums[r] = S::fma(mean, S::load(weights), sums[r]);
                     }
                 }
                 for r in 0..ABREAST {
@@ -130,6 +136,7 @@ impl Excite {
                 for j in 0..s {
                     let h = S::splat(*hidden.add(j));
                     for v in 0..ABREAST {
+                        S::prefetch_far(weights.wrapping_add(AHEAD + v * S::LANES));
                         sums[v] = S::fma(h, S::load(weights.add(v * S::LANES)), sums[v]);
                     }
                     weights = weights.add(width);

@@ -3,6 +3,8 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+#[cfg(all(target_os = "linux", not(miri)))]
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// One cache line.
 const ALIGN: usize = 64;
@@ -28,10 +30,10 @@ enum Block {
     None,
     /// What the allocator gave for `layout(len)`.
     Heap(NonNull<u8>),
-    /// The system's own; returned to it when dropped.
+    /// The system's own; returned to it with the last buffer there.
     #[cfg(all(target_os = "linux", not(miri)))]
     #[expect(dead_code, reason = "owns what `data` points to")]
-    Mapped(memmap2::MmapMut),
+    Mapped(Arc<memmap2::MmapMut>),
 }
 
 // SAFETY: the buffer owns its memory, and floats may be used from any thread.
@@ -75,6 +77,50 @@ impl AlignedBuf {
     }
 }
 
+impl AlignedBuf {
+    /// `len` zeros to be kept as long as others like them: the packed weights of a plan. On Linux buffers of any length
+    /// lie behind each other on pages of 2 MiB, which go back to the system when the last of their buffers does. Aborts
+    /// like `Vec` when memory runs out.
+    pub fn lasting_zeros(len: usize) -> Self {
+        #[cfg(all(target_os = "linux", not(miri)))]
+        if let Some(buf) = shared(len) {
+            return buf;
+        }
+        AlignedBuf::zeros(len)
+    }
+}
+
+/// Bytes mapped at a time for buffers that share pages.
+#[cfg(all(target_os = "linux", not(miri)))]
+const REGION: usize = 4 * LARGE_PAGE;
+
+/// Where the next buffer goes: the map, and bytes from its start.
+#[cfg(all(target_os = "linux", not(miri)))]
+static REGION_IN_USE: Mutex<(Weak<memmap2::MmapMut>, usize)> = Mutex::new((Weak::new(), 0));
+
+/// `len` zeros behind those asked for before; `None` if that is no place for so many or the system has no more.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn shared(len: usize) -> Option<AlignedBuf> {
+    let bytes = len.checked_next_multiple_of(ALIGN / size_of::<f32>())?.checked_mul(size_of::<f32>())?;
+    if bytes == 0 || bytes > REGION / 2 {
+        return None;
+    }
+    let mut in_use = REGION_IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut map, mut start) = (in_use.0.upgrade(), in_use.1);
+    if map.as_ref().is_none_or(|map| map.len() - start < bytes) {
+        let fresh = memmap2::MmapMut::map_anon(REGION + LARGE_PAGE).ok()?;
+        start = fresh.as_ptr().align_offset(LARGE_PAGE);
+        // A wish: the memory is as good without.
+        let _ = fresh.advise_range(memmap2::Advice::HugePage, start, REGION);
+        map = Some(Arc::new(fresh));
+    }
+    let map = map?;
+    *in_use = (Arc::downgrade(&map), start + bytes);
+    // SAFETY: the bytes from `start` on lie in the map and in no other buffer; nobody looks at them through the map.
+    let data = NonNull::new(unsafe { map.as_ptr().add(start) }.cast_mut())?.cast();
+    Some(AlignedBuf { data, len, block: Block::Mapped(map) })
+}
+
 #[cfg(all(target_os = "linux", not(miri)))]
 const LARGE_PAGE: usize = 2 << 20;
 
@@ -90,7 +136,7 @@ fn mapped(len: usize) -> Option<AlignedBuf> {
     // A wish: the memory is as good without.
     let _ = map.advise_range(memmap2::Advice::HugePage, skipped, whole);
     let data = NonNull::from(&mut map[skipped..][..bytes]).cast();
-    Some(AlignedBuf { data, len, block: Block::Mapped(map) })
+    Some(AlignedBuf { data, len, block: Block::Mapped(Arc::new(map)) })
 }
 
 /// Asks for pages of 2 MB where a fresh block is larger than a few of them: reading it from end to end is half as fast
@@ -168,6 +214,25 @@ mod tests {
             let copy = buf.clone();
             drop(buf);
             assert!(copy.iter().enumerate().all(|(i, &v)| v == i as f32));
+        }
+    }
+
+    #[test]
+    fn buffers_on_shared_pages_are_apart_and_outlive_each_other() {
+        let lengths = [1, 0, 17, 400_000, 70_001, 900_000, 1_000_000, 16, 3 << 20, 5];
+        let mut bufs: Vec<_> = lengths.iter().map(|&len| AlignedBuf::lasting_zeros(len)).collect();
+        for (i, buf) in bufs.iter_mut().enumerate() {
+            assert_eq!((buf.len(), buf.as_ptr() as usize % 64), (lengths[i], 0));
+            assert!(buf.iter().all(|&v| v == 0.0));
+            buf.fill(i as f32 + 1.0);
+        }
+        for i in (0..bufs.len()).rev().step_by(2) {
+            assert!(bufs[i].iter().all(|&v| v == i as f32 + 1.0));
+            bufs[i] = AlignedBuf::lasting_zeros(lengths[i]);
+        }
+        for (i, buf) in bufs.iter().enumerate() {
+            let wanted = if i % 2 == 1 { 0.0 } else { i as f32 + 1.0 };
+            assert!(buf.iter().all(|&v| v == wanted), "buffer {i}");
         }
     }
 

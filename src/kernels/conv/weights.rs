@@ -124,7 +124,7 @@ pub(super) fn held(mut form: Box<dyn Form>, weight: &dyn Weights, bias: Option<&
 
 /// Packs `weight` and `bias`, with the threads that the weights bring.
 pub(super) fn pack(packing: &dyn Packing, weight: &dyn Weights, bias: Option<&[f32]>) -> AlignedBuf {
-    let mut packed = AlignedBuf::zeros(packing.len());
+    let mut packed = AlignedBuf::lasting_zeros(packing.len());
     let to = Shared(packed.as_mut_ptr());
     // SAFETY: the buffer is as long as asked for, and every piece is packed once.
     weight.share(packing.pieces(), &|piece| unsafe { packing.piece(piece, weight, bias, to.get()) });
