@@ -116,11 +116,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn reciprocal(v: __m256) -> __m256 {
-        unsafe { _mm256_div_ps(_mm256_set1_ps(1.0), v) }
-    }
-
-    #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }

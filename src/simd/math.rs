@@ -14,7 +14,7 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 }
 
 /// 355 / 512 and the rest of ln 2: products of the first with |n| ≤ 160 are exact.
-const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+pub(super) const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 
 /// e^x for |x| ≤ 110.
 ///
@@ -42,7 +42,7 @@ unsafe fn exp_within<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
-    unsafe { S::div(S::splat(1.0), one_and_power::<S>(S::max(S::splat(-TAIL), S::min(S::splat(TAIL), x)))) }
+    unsafe { S::div(S::splat(1.0), S::one_and_power(S::max(S::splat(-TAIL), S::min(S::splat(TAIL), x)))) }
 }
 
 /// x · σ(x). NaN stays NaN.
@@ -54,19 +54,19 @@ pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
     unsafe {
         let x = S::max(S::splat(-TAIL), x);
-        S::div(x, one_and_power::<S>(S::min(S::splat(TAIL), x)))
+        S::div(x, S::one_and_power(S::min(S::splat(TAIL), x)))
     }
 }
 
 /// σ(±87) differs from 0 and 1 by less than 2·10⁻³⁸, and its reciprocal is finite.
 const TAIL: f32 = 87.0;
 
-/// 1 + e⁻ˣ for |x| ≤ [`TAIL`]. Divisions have a unit of their own, beside the multiplications here.
+/// 1 + e⁻ˣ for |x| ≤ [`TAIL`], with what every instruction set has.
 ///
 /// −x = n·ln 2 − q with |q| ≤ ln 2 / 2; e⁻ᵠ by the polynomial of degree 5 whose greatest relative error is least, 9·10⁻⁸.
 /// The sign is in the coefficients, so nothing is negated.
 #[inline(always)]
-unsafe fn one_and_power<S: Simd>(x: S::V) -> S::V {
+pub(super) unsafe fn one_and_power<S: Simd>(x: S::V) -> S::V {
     const MINIMAX: [f32; 5] = [0.041_899_312, -0.166_676_48, 0.499_991_4, -0.999_999_7, 1.0];
     // SAFETY: passed on.
     unsafe {

@@ -123,8 +123,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
-    /// `1 / v` to about 1 ulp, for `v` that are normal numbers with a normal reciprocal; NaN stays NaN.
-    unsafe fn reciprocal(v: Self::V) -> Self::V;
     /// `a · b + c`, rounded once where the hardware can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `√v`.
@@ -149,6 +147,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn hsum(v: Self::V) -> f32;
     /// The greatest of all lanes; NaN if any is.
     unsafe fn hmax(v: Self::V) -> f32;
+
+    /// `1 + e⁻ˣ` to about 1 ulp for |x| ≤ 87: what sigmoid and SiLU divide by. NaN stays NaN.
+    #[inline(always)]
+    unsafe fn one_and_power(x: Self::V) -> Self::V {
+        // SAFETY: passed on.
+        unsafe { math::one_and_power::<Self>(x) }
+    }
 
     /// The first `n ≤ LANES` lanes from `p`, zeros elsewhere.
     #[inline(always)]

@@ -123,11 +123,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn reciprocal(v: float32x4_t) -> float32x4_t {
-        unsafe { vdivq_f32(vdupq_n_f32(1.0), v) }
-    }
-
-    #[inline(always)]
     unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
         unsafe { vfmaq_f32(c, a, b) }
     }

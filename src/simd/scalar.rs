@@ -98,11 +98,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn reciprocal(v: [f32; 4]) -> [f32; 4] {
-        v.map(|x| 1.0 / x)
-    }
-
-    #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         // Not `mul_add`: without FMA hardware that is a call into libm.
         from_fn(|i| a[i] * b[i] + c[i])

@@ -121,11 +121,6 @@ impl Simd for Simd128 {
     }
 
     #[inline(always)]
-    unsafe fn reciprocal(v: v128) -> v128 {
-        f32x4_div(f32x4_splat(1.0), v)
-    }
-
-    #[inline(always)]
     unsafe fn fma(a: v128, b: v128, c: v128) -> v128 {
         // The fused form belongs to relaxed SIMD, whose results differ between machines.
         f32x4_add(f32x4_mul(a, b), c)

@@ -90,11 +90,6 @@ impl Task for Arithmetic {
             assert_eq!(kept, [2.0, 0.0, 0.0, 0.0]);
             assert_eq!((S::hmax(three), S::hsum(two)), (3.0, 2.0 * S::LANES as f32));
             assert!(S::hmax(S::splat(nan)).is_nan());
-            for v in [3.0, -7.7, 1e-30, 6e37] {
-                let off = (f64::from(first(S::reciprocal(S::splat(v)))) * f64::from(v) - 1.0).abs();
-                assert!(off < 1.5e-7, "{} 1/{v} is off by {off:e}", S::ISA.name());
-            }
-            assert!(first(S::reciprocal(S::splat(nan))).is_nan());
             assert_eq!(first(S::scale_by_power(three, S::splat(-3.0))), 0.375);
         }
     }

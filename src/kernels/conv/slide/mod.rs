@@ -191,6 +191,8 @@ impl Strips {
         let widths: &[usize] = match (layout.general, layout.vectors, layout.wide) {
             (true, ..) => &[4, 1],
             (false, 1, true) if layout.fetch != FetchKind::Plain && stride == 1 => &[14, 7, 4],
+            (false, ..) if layout.fetch == FetchKind::Plain && stride == 1 => &[8, 7, 6, 4],
+            (false, ..) if layout.fetch == FetchKind::Plain => &[7, 6, 4],
             _ => &[7, 4],
         };
         // A strip costs its pixels and about two more for loading weights and the like.
@@ -433,13 +435,21 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
             }
             // Constants first: a loop that an instruction set or a fetch never runs is not compiled for it.
             match (layout.vectors, strips.pixels, inside) {
+                (2, 8, true) if const { pairs::<S, F>() && even::<F>(ST) } => fixed!(2, 8, false),
+                (2, 8, false) if const { pairs::<S, F>() && even::<F>(ST) } => fixed!(2, 8, true),
                 (2, 7, true) if const { pairs::<S, F>() } => fixed!(2, 7, false),
                 (2, 7, false) if const { pairs::<S, F>() } => fixed!(2, 7, true),
+                (2, 6, true) if const { pairs::<S, F>() && plain::<F>() } => fixed!(2, 6, false),
+                (2, 6, false) if const { pairs::<S, F>() && plain::<F>() } => fixed!(2, 6, true),
                 (2, ..) if const { pairs::<S, F>() } => fixed!(2, 4, true),
                 (_, 14, true) if const { wide::<S, F>(ST) } => fixed!(1, 14, false),
                 (_, 14, false) if const { wide::<S, F>(ST) } => fixed!(1, 14, true),
+                (_, 8, true) if const { even::<F>(ST) } => fixed!(1, 8, false),
+                (_, 8, false) if const { even::<F>(ST) } => fixed!(1, 8, true),
                 (_, 7, true) => fixed!(1, 7, false),
                 (_, 7, false) => fixed!(1, 7, true),
+                (_, 6, true) if const { plain::<F>() } => fixed!(1, 6, false),
+                (_, 6, false) if const { plain::<F>() } => fixed!(1, 6, true),
                 _ => fixed!(1, 4, true),
             }
         }
@@ -449,6 +459,16 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
 /// Whether blocks of two vectors occur.
 const fn pairs<S: Simd, F: Fetch>() -> bool {
     S::REGISTERS >= 32 && !F::PERMUTE
+}
+
+/// Whether strips of 6 pixels occur.
+const fn plain<F: Fetch>() -> bool {
+    !F::SPLAT && !F::PERMUTE
+}
+
+/// Whether strips of 8 pixels occur.
+const fn even<F: Fetch>(stride: usize) -> bool {
+    plain::<F>() && stride == 1
 }
 
 /// Whether strips of 14 pixels occur.
