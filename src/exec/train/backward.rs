@@ -10,10 +10,9 @@ use crate::error::Result;
 use crate::exec::memory::{Place, parts};
 use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op};
-use crate::kernels::conv::grad::{self, weight::WeightGradient};
 use crate::kernels::norm::train::{self as norm, Chain, Statistic, Sums, Through};
 use crate::kernels::pool::grad as pool;
-use crate::kernels::{Map, Store, WEIGHTS, elementwise, gradient, layout, noise};
+use crate::kernels::{Store, elementwise, gradient, layout, noise};
 
 impl Author<'_> {
     /// Writes the whole way back, from the gradients of the outputs on.
@@ -70,12 +69,12 @@ impl Author<'_> {
     }
 
     /// Where the gradient of a value that has arrived lies.
-    fn arrival(&self, value: NodeId) -> Place {
+    pub(super) fn arrival(&self, value: NodeId) -> Place {
         self.gradients[value.index()].expect("a gradient that has arrived has a place")
     }
 
     /// Where a contribution to the gradient of `value` goes, and how. It counts as arrived from now on.
-    fn contribute(&mut self, value: NodeId) -> (Place, Store) {
+    pub(super) fn contribute(&mut self, value: NodeId) -> (Place, Store) {
         let place = match self.gradients[value.index()] {
             Some(place) => place,
             None => self.sketch.map(self.program.shape(value)),
@@ -104,7 +103,7 @@ impl Author<'_> {
     }
 
     /// Copies or adds a map to another one.
-    fn meet(&mut self, from: Place, to: Place, store: Store) {
+    pub(super) fn meet(&mut self, from: Place, to: Place, store: Store) {
         let draft = match store {
             Store::Set => Draft::new(elementwise::copy(from.map, to.map, self.isa), &[from.into()], to),
             Store::Add => {
@@ -253,7 +252,7 @@ impl Author<'_> {
 
     /// Leads the gradient of `unit`'s output through the activation that was fused into it, where it lies, and computes the
     /// gradient of its bias.
-    fn activation_and_bias(&mut self, unit: &Unit, bias: At) -> Result<()> {
+    pub(super) fn activation_and_bias(&mut self, unit: &Unit, bias: At) -> Result<()> {
         let from = self.arrival(unit.output);
         let sums = if bias == At::None { Sums::None } else { Sums::Bias };
         let (through, output) = match unit.activation {
@@ -277,139 +276,6 @@ impl Author<'_> {
         self.sketch.push_behind(draft.also([to, At::None]));
         if sums == Sums::Bias {
             self.sketch.push(Draft::new(norm::total(from.map, self.isa), &[partial], bias));
-        }
-        Ok(())
-    }
-
-    fn weighted_backward(&mut self, unit: &Unit) -> Result<()> {
-        let (Op::Conv { weight, bias, .. } | Op::DeformConv { weight, bias, .. } | Op::Linear { weight, bias }) =
-            unit.op
-        else {
-            return Ok(());
-        };
-        self.activation_and_bias(unit, bias.map_or(At::None, |id| self.gradient_of(id)))?;
-        let from = self.arrival(unit.output);
-        let kept = self.kept[weight.index()];
-        if let Some(sampling) = self.sampling(unit) {
-            return self.deform_backward(unit, sampling, from, [kept, self.gradient_of(weight)]);
-        }
-        let input = unit.inputs[0];
-        let data = match self.needed[input.index()] {
-            true => self.data_gradient(unit, from, kept)?,
-            false => None,
-        };
-        // What was computed again for the gradient of the weights alone need not meet the gradient of the input.
-        let passing = self.again[input.index()];
-        let buffers = &self.sketch.buffers;
-        let small = |at: At| matches!(at, At::Buffer(packed, _) if buffers[packed] < from.map.extent());
-        let later = data.as_ref().is_some_and(|step| passing && small(step.inputs[WEIGHTS]));
-        let (first, last) = if later { (None, data) } else { (data, None) };
-        first.into_iter().for_each(|step| self.sketch.push(step));
-        if self.learned[weight.index()] {
-            self.product_gradient(unit, from, self.gradient_of(weight))?;
-        }
-        last.into_iter().for_each(|step| self.sketch.push(step));
-        Ok(())
-    }
-
-    /// The gradient of a convolution's weights.
-    fn product_gradient(&mut self, unit: &Unit, from: Place, to: At) -> Result<()> {
-        if self.weight_gradient_on_load(unit, from, to)? {
-            return Ok(());
-        }
-        let x = self.kept_value(unit.inputs[0])?;
-        let (mut spec, bordered) = self.spec(unit, x.map)?;
-        spec.epilogue = Default::default();
-        spec.output = from.map;
-        let gradient = match bordered {
-            true => grad::weight::weight_gradient_rows(spec, self.isa),
-            false => grad::weight::weight_gradient(spec, self.options.precision, self.isa),
-        };
-        let macs = spec.output.pixels() * spec.output.c * spec.depth();
-        self.weight_gradient(gradient, &[x.into(), from.into()], to, macs);
-        Ok(())
-    }
-
-    /// Packs the weights at `kept` for the gradient of the unit's input and gives the step that computes it from the
-    /// gradient at `from`, the last of them if they are several. The weights themselves are not read any more.
-    fn data_gradient(&mut self, unit: &Unit, from: Place, kept: At) -> Result<Option<Draft>> {
-        let (to, mut store) = self.contribute(unit.inputs[0]);
-        let (mut spec, _) = self.spec(unit, to.map)?;
-        spec.epilogue = Default::default();
-        let mut last: Option<Draft> = None;
-        for rows in self.pieces(unit) {
-            last.into_iter().for_each(|step| self.sketch.push(step));
-            let from = slice(from, rows.start, rows.len());
-            spec.output = from.map;
-            let learned = grad::input_gradient(spec, store, self.options.precision, self.isa);
-            let packed = self.sketch.buffer(learned.packed);
-            self.sketch.push(Draft::new(learned.packing, &[kept.at(rows.start * spec.depth())], packed));
-            let old = if store == Store::Add { to.into() } else { At::None };
-            let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            last = Some(Draft::new(learned.kernel, &[from.into(), old], to).weights(packed).macs(macs));
-            store = Store::Add;
-        }
-        Ok(last)
-    }
-
-    pub(super) fn weight_gradient(&mut self, gradient: WeightGradient, inputs: &[At], to: At, macs: usize) {
-        let Some(gather) = gradient.gather else {
-            return self.sketch.push(Draft::new(gradient.kernel, inputs, to).macs(macs));
-        };
-        let partial = self.sketch.buffer(gradient.partial);
-        self.sketch.push(Draft::new(gradient.kernel, inputs, partial).macs(macs));
-        self.sketch.push(Draft::new(gather, &[partial], to));
-    }
-
-    fn deform_backward(
-        &mut self,
-        unit: &Unit,
-        sampling: crate::kernels::conv::Sampling,
-        from: Place,
-        [kept, to_weight]: [At; 2],
-    ) -> Result<()> {
-        let sources: Vec<Place> = unit.inputs.iter().map(|&value| self.kept_value(value)).collect::<Result<_>>()?;
-        let (mut spec, _) = self.spec(unit, sources[0].map)?;
-        spec.epilogue = Default::default();
-        spec.output = from.map;
-        let mut inputs = vec![At::None; 3];
-        inputs.iter_mut().zip(&sources).for_each(|(at, &place)| *at = place.into());
-        if unit.inputs.iter().any(|value| self.needed[value.index()]) {
-            // Shifts and factors are set, never added to: what has arrived before is added afterwards.
-            let mut targets = [None; 3];
-            let mut late = Vec::new();
-            for (i, &value) in unit.inputs.iter().enumerate() {
-                if !self.needed[value.index()] {
-                    continue;
-                }
-                let (place, store) = self.contribute(value);
-                targets[i] = Some((place, store));
-                if i > 0 && store == Store::Add {
-                    let apart = self.sketch.map(self.program.shape(value));
-                    targets[i] = Some((apart, Store::Set));
-                    late.push((apart, place));
-                }
-            }
-            let map = |i: usize, default: Map| targets[i].map_or(default, |(place, _): (Place, Store)| place.map);
-            let mask = sampling.mask.unwrap_or(sampling.offset);
-            let maps = [map(0, spec.input), map(1, sampling.offset), map(2, mask)];
-            let store = targets[0].map_or(Store::Set, |(_, store)| store);
-            let learned = grad::deform::data(spec, sampling, maps, store, self.isa);
-            let packed = self.sketch.buffer(learned.packed);
-            self.sketch.push(Draft::new(learned.packing, &[kept], packed));
-            let [dx, offset, mask] = targets.map(|target| target.map_or(At::None, |(place, _)| place.into()));
-            let all = [inputs[0], inputs[1], inputs[2], from.into()];
-            let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            let draft = Draft::new(learned.kernel, &all, dx).weights(packed).also([offset, mask]).macs(macs);
-            self.sketch.push(draft);
-            late.into_iter().for_each(|(apart, place)| self.meet(apart, place, Store::Add));
-        }
-        if to_weight != At::None {
-            let gradient = grad::deform::weight_gradient(spec, sampling, self.isa);
-            let samples = self.sketch.buffer(gradient.samples.extent());
-            self.sketch.push(Draft::new(gradient.sample, &inputs, samples));
-            let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            self.weight_gradient(gradient.product, &[samples, from.into()], to_weight, macs);
         }
         Ok(())
     }

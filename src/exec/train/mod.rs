@@ -25,5 +25,6 @@ mod on_load;
 mod plan;
 mod run;
 mod sketch;
+mod weighted;
 
 pub use plan::TrainPlan;

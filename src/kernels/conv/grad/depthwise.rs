@@ -120,7 +120,9 @@ pub(super) fn weight(spec: ConvSpec, isa: Isa) -> WeightGradient {
     let (taps, c) = (spec.window.taps(), spec.output.c);
     let rows = spec.output.n * spec.output.h;
     let slices = (rows * spec.output.w * c * taps / 1_000_000).clamp(1, 16).min(rows.max(1));
-    let kernel = Weight { spec, slices, block: if c > 64 { 64 } else { c }, lanes: isa.lanes() };
+    // Whole registers, so that the sums of one do not lie across those of another.
+    let block = c.next_multiple_of(isa.lanes()).min(64);
+    let kernel = Weight { spec, slices, block, lanes: isa.lanes() };
     let gathered = Gathered { slices, rows: c, order: (0..taps).collect() };
     WeightGradient {
         kernel: Box::new(Light { isa, kernel }),
@@ -129,8 +131,10 @@ pub(super) fn weight(spec: ConvSpec, isa: Isa) -> WeightGradient {
     }
 }
 
-/// `dw[slice][tap][c] = Σ dy[p][c] · x[p + tap][c]`, one register of channels at a time: the input rows that an output row
-/// reads are copied there, border included, and every product is then one load and one addition to a sum in a register.
+/// `dw[slice][tap][c] = Σ dy[p][c] · x[p + tap][c]`, row by row: for each register of channels the input rows that an output
+/// row reads are copied together, border included, and every product is then one load and one addition to a sum in a
+/// register. Neighbouring registers take turns at a row, so that memory is read in whole stretches, and what the next row
+/// needs is fetched meanwhile.
 struct Weight {
     spec: ConvSpec,
     slices: usize,
@@ -139,14 +143,29 @@ struct Weight {
     lanes: usize,
 }
 
-/// What the rows of a slice are summed up for.
+/// A register of channels.
 #[derive(Clone, Copy)]
 struct Column<M> {
     /// The first of its channels, and which exist.
     c: usize,
     mask: M,
-    /// Where the sums of its taps go.
-    to: *mut f32,
+    /// Its copied rows.
+    lines: *mut f32,
+    /// The sum of its first tap, `Weight::block` floats before that of the next.
+    totals: *mut f32,
+}
+
+/// An output row, and the input rows that its taps read.
+#[derive(Clone, Copy)]
+struct Row<const KH: usize> {
+    /// Its number among those of all images.
+    number: usize,
+    image: usize,
+    /// The input row of every row of taps, counted from the first one of padding; where its copy goes, and whether it has
+    /// to be made.
+    reads: [(usize, usize, bool); KH],
+    /// The first tap.
+    first: [usize; 2],
 }
 
 impl Weight {
@@ -154,6 +173,11 @@ impl Weight {
     fn width(&self) -> usize {
         let window = self.spec.window;
         (self.spec.output.w - 1) * window.stride[1] + window.span(1)
+    }
+
+    /// Floats of the copied rows of a register.
+    fn lines(&self) -> usize {
+        self.spec.window.kernel[0] * self.width() * self.lanes
     }
 
     /// Copies input row `y` of an image, which may lie outside, to `line`.
@@ -164,80 +188,101 @@ impl Weight {
     unsafe fn copy<S: Simd>(&self, image: usize, y: usize, io: &Io, column: &Column<S::M>, line: *mut f32) {
         let Map { h, w, ld, .. } = self.spec.input;
         let before = self.spec.placed.before[1];
+        let next = self.spec.window.stride[0] * w * ld;
         // SAFETY: pixels outside the image are not read.
         unsafe {
             let from = io.inputs[0].wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld) + column.c);
             for i in 0..self.width() {
                 let x = i.wrapping_sub(before);
                 let inside = y < h && x < w;
-                let value = if inside { S::load_masked(from.wrapping_add(x * ld), column.mask) } else { S::zero() };
+                let at = from.wrapping_add(x.wrapping_mul(ld));
+                let value = if inside { S::load_masked(at, column.mask) } else { S::zero() };
+                S::prefetch_far(at.wrapping_add(next));
                 S::store(line.add(i * S::LANES), value);
             }
         }
     }
 
-    /// All output rows of a slice, for `KH` rows of `KW` taps from row `first` on.
+    /// The sums of one output row over `KH` rows of `KW` taps, for one register of channels.
     ///
     /// # Safety
-    /// As [`Tiled::compute`]; `lines` has room for `KH` rows.
+    /// As [`Tiled::compute`]; the column has room for `KH` rows and as many sums as there are taps.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const KH: usize, const KW: usize>(
-        &self,
-        rows: Range<usize>,
-        io: &Io,
-        column: &Column<S::M>,
-        lines: *mut f32,
-        first: [usize; 2],
-    ) {
+    unsafe fn row<S: Simd, const KH: usize, const KW: usize>(&self, row: &Row<KH>, io: &Io, column: &Column<S::M>) {
         let ConvSpec { output, window, placed, .. } = self.spec;
         let (pitch, step) = (self.width() * S::LANES, window.stride[1] * S::LANES);
         let apart = window.dilation[1] * S::LANES;
         // SAFETY: as demanded.
         unsafe {
-            let mut total = [[S::zero(); KW]; KH];
-            // Which input row each line holds.
-            let mut holds = [usize::MAX; KH];
-            for row in rows {
-                let (image, oy) = (row / output.h, row % output.h);
-                let mut line = [std::ptr::null::<f32>(); KH];
-                for ky in 0..KH {
-                    // The row, counted from the first one of padding.
-                    let y = oy * window.stride[0] + (first[0] + ky) * window.dilation[0];
-                    let number = image * (output.h * window.stride[0] + window.span(0)) + y;
-                    let slot = y / window.dilation[0] % KH;
-                    let at = lines.add(slot * pitch);
-                    if holds[slot] != number {
-                        holds[slot] = number;
-                        self.copy::<S>(image, y.wrapping_sub(placed.before[0]), io, column, at);
-                    }
-                    line[ky] = at.add(first[1] * apart).cast_const();
+            let mut line = [std::ptr::null::<f32>(); KH];
+            for ky in 0..KH {
+                let (y, slot, missing) = row.reads[ky];
+                let at = column.lines.add(slot * pitch);
+                if missing {
+                    self.copy::<S>(row.image, y.wrapping_sub(placed.before[0]), io, column, at);
                 }
-                let mut sums = [[S::zero(); KW]; KH];
-                let dy = io.inputs[1].add(row * output.w * output.ld + column.c);
-                for ox in 0..output.w {
-                    let d = S::load_masked(dy.add(ox * output.ld), column.mask);
-                    for ky in 0..KH {
-                        for kx in 0..KW {
-                            let x = S::load(line[ky].add(ox * step + kx * apart));
-                            sums[ky][kx] = S::fma(x, d, sums[ky][kx]);
-                        }
-                    }
-                }
+                line[ky] = at.add(row.first[1] * apart).cast_const();
+            }
+            let mut sums = [[S::zero(); KW]; KH];
+            let dy = io.inputs[1].add(row.number * output.w * output.ld + column.c);
+            let next = output.w * output.ld;
+            for ox in 0..output.w {
+                let at = dy.add(ox * output.ld);
+                let d = S::load_masked(at, column.mask);
+                S::prefetch_far(at.wrapping_add(next));
                 for ky in 0..KH {
                     for kx in 0..KW {
-                        total[ky][kx] = S::add(total[ky][kx], sums[ky][kx]);
+                        let x = S::load(line[ky].add(ox * step + kx * apart));
+                        sums[ky][kx] = S::fma(x, d, sums[ky][kx]);
                     }
                 }
             }
             for ky in 0..KH {
                 for kx in 0..KW {
-                    let tap = (first[0] + ky) * window.kernel[1] + first[1] + kx;
-                    S::store_masked(column.to.add(tap * output.c + column.c), total[ky][kx], column.mask);
+                    let tap = (row.first[0] + ky) * window.kernel[1] + row.first[1] + kx;
+                    let total = column.totals.add(tap * self.block);
+                    S::store(total, S::add(S::load(total), sums[ky][kx]));
                 }
             }
         }
     }
+
+    /// All output rows of a slice, for `KH` rows of `KW` taps from tap `first` on and the channels of a block.
+    ///
+    /// # Safety
+    /// As [`Tiled::compute`]; every column has room for `KH` rows and as many sums as there are taps.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const KH: usize, const KW: usize>(
+        &self,
+        rows: Range<usize>,
+        io: &Io,
+        columns: &[Column<S::M>],
+        first: [usize; 2],
+    ) {
+        let ConvSpec { output, window, .. } = self.spec;
+        // Which input row each line holds.
+        let mut holds = [usize::MAX; KH];
+        for number in rows {
+            let (image, oy) = (number / output.h, number % output.h);
+            let mut reads = [(0, 0, false); KH];
+            for (ky, read) in reads.iter_mut().enumerate() {
+                let y = oy * window.stride[0] + (first[0] + ky) * window.dilation[0];
+                let of_all = image * (output.h * window.stride[0] + window.span(0)) + y;
+                let slot = y / window.dilation[0] % KH;
+                *read = (y, slot, holds[slot] != of_all);
+                holds[slot] = of_all;
+            }
+            let row = Row { number, image, reads, first };
+            for column in columns {
+                // SAFETY: as demanded.
+                unsafe { self.row::<S, KH, KW>(&row, io, column) };
+            }
+        }
+    }
 }
+
+/// Most registers of a block: of sixteen lanes, four make 64 channels; narrower ones have as many channels in more.
+const MOST_COLUMNS: usize = 16;
 
 impl Tiled for Weight {
     fn name(&self) -> String {
@@ -249,32 +294,48 @@ impl Tiled for Weight {
     }
 
     fn scratch(&self) -> usize {
-        self.spec.window.kernel[0] * self.width() * self.lanes
+        self.block.div_ceil(self.lanes) * self.lines() + self.spec.window.taps() * self.block
     }
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let channels = self.spec.output.c;
+        let (channels, taps) = (self.spec.output.c, self.spec.window.taps());
         let (slice, block) = (tile % self.slices, tile / self.slices);
         let rows = self.spec.output.n * self.spec.output.h;
         let rows = slice * rows / self.slices..(slice + 1) * rows / self.slices;
-        let until = channels.min((block + 1) * self.block);
-        let (lines, [kh, kw]) = (scratch.as_mut_ptr(), self.spec.window.kernel);
-        for c in (block * self.block..until).step_by(S::LANES) {
-            // SAFETY: the slice has a float for every tap and channel, the scratch room for every row of taps.
-            unsafe {
-                let to = io.output.add(slice * self.spec.window.taps() * channels);
-                let column = Column { c, mask: S::mask(S::LANES.min(until - c)), to };
-                match [kh, kw] {
-                    [3, 3] => self.rows::<S, 3, 3>(rows.clone(), io, &column, lines, [0, 0]),
-                    [5, 5] => self.rows::<S, 5, 5>(rows.clone(), io, &column, lines, [0, 0]),
-                    _ => {
-                        for tap in 0..kh * kw {
-                            self.rows::<S, 1, 1>(rows.clone(), io, &column, lines, [tap / kw, tap % kw]);
-                        }
+        let start = block * self.block;
+        let count = self.block.min(channels - start);
+        let (totals, lines) = scratch.split_at_mut(taps * self.block);
+        totals.fill(0.0);
+        let column = |i: usize| Column {
+            c: start + i * S::LANES,
+            // SAFETY: the instruction set is there.
+            mask: unsafe { S::mask(S::LANES.min(count - (i * S::LANES).min(count))) },
+            lines: lines.as_mut_ptr().wrapping_add(i * self.lines()),
+            totals: totals.as_mut_ptr().wrapping_add(i * S::LANES),
+        };
+        let columns: [_; MOST_COLUMNS] = std::array::from_fn(column);
+        let columns = &columns[..count.div_ceil(S::LANES)];
+        let [kh, kw] = self.spec.window.kernel;
+        // SAFETY: every column has room for every row of taps and a sum for every tap.
+        unsafe {
+            match [kh, kw] {
+                [3, 3] => self.rows::<S, 3, 3>(rows, io, columns, [0, 0]),
+                [5, 5] => self.rows::<S, 5, 5>(rows, io, columns, [0, 0]),
+                _ => {
+                    for tap in 0..kh * kw {
+                        self.rows::<S, 1, 1>(rows.clone(), io, columns, [tap / kw, tap % kw]);
                     }
                 }
             }
+        }
+        for (tap, totals) in totals.chunks_exact(self.block).enumerate() {
+            // SAFETY: the slice has a float for every tap and channel.
+            let to = unsafe {
+                let at = io.output.add((slice * taps + tap) * channels + start);
+                std::slice::from_raw_parts_mut(at, count)
+            };
+            to.copy_from_slice(&totals[..count]);
         }
     }
 }

@@ -28,7 +28,7 @@ use std::ops::Range;
 /// The form that is faster than the plain sum, if one is; by shape alone.
 pub fn profitable(spec: &ConvSpec) -> Option<Form> {
     let (channels, form) = (spec.input.c.min(spec.output.c), Form::F4);
-    if !form.applies(spec) || channels < 2 * LEAST_CHANNELS {
+    if !form.applies(spec) || channels < LEAST_CHANNELS {
         return None;
     }
     let squares = spec.output.n * form.across(spec).iter().product::<usize>();
