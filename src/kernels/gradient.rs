@@ -4,20 +4,33 @@
 
 use super::light::{Light, Tiled, Tiling};
 use super::naive::LocalResponse;
+use super::norm::train::{SCALE, SHIFT};
 use super::{Io, Kernel, Map, Store};
-use crate::simd::{Isa, Simd};
+use crate::activation::Activation;
+use crate::simd::{Isa, Simd, apply_activation};
 use std::ops::Range;
 
+/// The first factor of a product with a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Factor {
+    /// It is in memory.
+    Kept,
+    /// It is what a norm, with this activation behind it, makes of what is in memory, by the table `inputs[2]` of
+    /// [`statistics`](super::norm::train::statistics).
+    Normalised(Option<Activation>),
+}
+
 /// The gradient of a gate, one value per image and channel: `dg[n, c] = Σ over pixels of dy · x`. Inputs: the gradient of
-/// the product, its first factor. Output: the gradient of the gate.
-pub fn gate(gradient: Map, input: Map, output: Map, store: Store, isa: Isa) -> impl Kernel {
+/// the product; its first factor `x`, or what a norm makes it from. Output: the gradient of the gate.
+pub fn gate(gradient: Map, input: Map, factor: Factor, output: Map, store: Store, isa: Isa) -> impl Kernel {
     assert_eq!([output.n, output.h, output.w, output.c], [input.n, 1, 1, input.c], "a gate of {input:?}");
-    Light { isa, kernel: Gate { gradient, input, output, store } }
+    Light { isa, kernel: Gate { gradient, input, factor, output, store } }
 }
 
 struct Gate {
     gradient: Map,
     input: Map,
+    factor: Factor,
     output: Map,
     store: Store,
 }
@@ -30,7 +43,11 @@ const PIXELS: usize = 16;
 
 impl Tiled for Gate {
     fn name(&self) -> String {
-        "gate_gradient".to_owned()
+        match self.factor {
+            Factor::Kept => "gate_gradient".to_owned(),
+            Factor::Normalised(None) => "normalise+gate_gradient".to_owned(),
+            Factor::Normalised(Some(activation)) => format!("normalise+{}+gate_gradient", activation.name()),
+        }
     }
 
     fn tiles(&self) -> usize {
@@ -39,6 +56,22 @@ impl Tiled for Gate {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        // SAFETY: passed on.
+        unsafe {
+            match self.factor {
+                Factor::Kept => self.tile::<S>(tile, io, Factor::Kept),
+                Factor::Normalised(None) => self.tile::<S>(tile, io, Factor::Normalised(None)),
+                factor => self.tile::<S>(tile, io, factor),
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// # Safety
+    /// As [`Tiled::compute`].
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(&self, tile: usize, io: &Io, factor: Factor) {
         let (image, c) = (tile % self.input.n, tile / self.input.n * CHANNELS);
         let (until, plane) = (self.input.c.min(c + CHANNELS), self.input.h * self.input.w);
         for first in (0..plane).step_by(PIXELS) {
@@ -50,16 +83,14 @@ impl Tiled for Gate {
                 i += unsafe {
                     let to = (io.output.add(image * self.output.ld + i), store);
                     match i + 4 * S::LANES <= until {
-                        true => self.columns::<S, 4>(pixels.clone(), (i, S::LANES), to, io),
-                        false => self.columns::<S, 1>(pixels.clone(), (i, S::LANES.min(until - i)), to, io),
+                        true => self.columns::<S, 4>(pixels.clone(), (i, S::LANES), to, io, factor),
+                        false => self.columns::<S, 1>(pixels.clone(), (i, S::LANES.min(until - i)), to, io, factor),
                     }
                 };
             }
         }
     }
-}
 
-impl Gate {
     /// `V` registers of channels from `c` on, of the last of which `lanes` exist; returns the channels done.
     ///
     /// # Safety
@@ -71,13 +102,21 @@ impl Gate {
         (c, lanes): (usize, usize),
         (to, store): (*mut f32, Store),
         io: &Io,
+        factor: Factor,
     ) -> usize {
-        // SAFETY: the pixels and these channels lie in both maps, and the gate has the channels.
+        // SAFETY: the pixels and these channels lie in both maps, the gate has the channels, and so has the table.
         unsafe {
             let mask = S::mask(lanes);
             let load = |p: *const f32, v: usize| {
                 if V == 1 { S::load_masked(p, mask) } else { S::load(p.add(v * S::LANES)) }
             };
+            let (mut scale, mut shift) = ([S::zero(); V], [S::zero(); V]);
+            if let Factor::Normalised(_) = factor {
+                for v in 0..V {
+                    let row = |row: usize| load(io.inputs[2].wrapping_add(row * self.input.c + c), v);
+                    (scale[v], shift[v]) = (row(SCALE), row(SHIFT));
+                }
+            }
             let mut dy = io.inputs[0].add(pixels.start * self.gradient.ld + c);
             let mut x = io.inputs[1].add(pixels.start * self.input.ld + c);
             let mut sums = [S::zero(); V];
@@ -85,7 +124,11 @@ impl Gate {
                 for v in 0..V {
                     S::prefetch_far(dy.wrapping_add(PIXELS * self.gradient.ld + v * S::LANES));
                     S::prefetch_far(x.wrapping_add(PIXELS * self.input.ld + v * S::LANES));
-                    sums[v] = S::fma(load(dy, v), load(x, v), sums[v]);
+                    let mut value = load(x, v);
+                    if let Factor::Normalised(activation) = factor {
+                        value = apply_activation::<S>(activation, S::fma(value, scale[v], shift[v]));
+                    }
+                    sums[v] = S::fma(load(dy, v), value, sums[v]);
                 }
                 dy = dy.wrapping_add(self.gradient.ld);
                 x = x.wrapping_add(self.input.ld);
@@ -274,6 +317,7 @@ impl Tiled for Unflatten {
 #[cfg(test)]
 mod tests {
     use super::super::light::testing::{assert_near, maps, nchw, run, run_tiles, spread, values};
+    use super::super::norm::train::TABLE_ROWS;
     use super::super::{layout, naive};
     use super::*;
 
@@ -299,7 +343,18 @@ mod tests {
                 let to = Map::new([map.n, 1, 1, map.c], map.c + 2);
                 let [_, expected] = naive::backward::multiply(&x, shape, &values(map.n * map.c, 3), &dy);
                 if map.h * map.w > 1 {
-                    check(|store| gate(other, map, to, store, isa), &[&dm, &xm], to, &expected, 1e-5);
+                    let make = |store| gate(other, map, Factor::Kept, to, store, isa);
+                    check(make, &[&dm, &xm], to, &expected, 1e-5);
+                    let table: Vec<f32> = values(TABLE_ROWS * map.c, 4);
+                    for activation in [None, Some(Activation::Relu), Some(Activation::Silu)] {
+                        let row = |row: usize, i: usize| table[row * map.c + i / (map.h * map.w) % map.c];
+                        let t: Vec<f32> =
+                            x.iter().enumerate().map(|(i, x)| x * row(SCALE, i) + row(SHIFT, i)).collect();
+                        let y = activation.map_or(t.clone(), |activation| naive::activation(&t, activation));
+                        let [_, expected] = naive::backward::multiply(&y, shape, &values(map.n * map.c, 3), &dy);
+                        let make = |store| gate(other, map, Factor::Normalised(activation), to, store, isa);
+                        check(make, &[&dm, &xm, &table], to, &expected, 2e-5);
+                    }
                 }
                 let y = naive::softmax(&x, shape);
                 let expected = naive::backward::softmax(&y, shape, &dy);

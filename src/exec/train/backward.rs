@@ -91,13 +91,13 @@ impl Author<'_> {
     }
 
     /// Makes `place`, which holds it already, the gradient of `value`.
-    fn share(&mut self, value: NodeId, place: Place) {
+    pub(super) fn share(&mut self, value: NodeId, place: Place) {
         self.gradients[value.index()] = Some(place);
         self.arrived[value.index()] = true;
     }
 
     /// Adds the gradient at `from` to that of `value`.
-    fn pass(&mut self, value: NodeId, from: Place) {
+    pub(super) fn pass(&mut self, value: NodeId, from: Place) {
         let (to, store) = self.contribute(value);
         self.meet(from, to, store);
     }
@@ -147,6 +147,7 @@ impl Author<'_> {
             }
             Op::Add => self.add_backward(unit)?,
             Op::Mul => self.multiply_backward(unit)?,
+            Op::AdaptiveAvgPool { .. } if self.gated[input.index()].is_some() => self.means_backward(unit),
             Op::Concat => {
                 let whole = self.arrival(unit.output);
                 for (value, there) in parts(self.program, whole, &unit.inputs) {
@@ -238,6 +239,7 @@ impl Author<'_> {
         };
         let chain = Chain {
             gradient: from.map,
+            gate: None,
             input: kept.map.ld,
             through,
             sums: Sums::None,
@@ -266,7 +268,7 @@ impl Author<'_> {
             return Ok(());
         }
         let store = (through != Through::Nothing).then_some((from.map.ld, Store::Set));
-        let chain = Chain { gradient: from.map, input: 0, through, sums, store };
+        let chain = Chain { gradient: from.map, gate: None, input: 0, through, sums, store };
         let partial = match sums {
             Sums::None => At::None,
             _ => self.sketch.buffer(norm::partial_len(from.map, sums.rows())),
@@ -284,9 +286,13 @@ impl Author<'_> {
         let Op::BatchNorm { scale, shift, .. } = unit.op else { return Ok(()) };
         let (input, from) = (unit.inputs[0], self.arrival(unit.output));
         let (x, table) = (self.kept_value(input)?, self.tables[unit.output.index()]);
+        let gated = self.gated[unit.output.index()].take();
+        let gate = gated.map(|gated| gated.rule());
+        let [factor, means] = gated.map_or([At::None; 2], |gated| gated.maps());
+        let alone = gated.is_none_or(|gated| gated.alone);
         let (through, output) = match (unit.activation, unit.residual) {
-            (None, _) => (Through::Nothing, At::None),
-            (Some(activation), None) => (Through::Normalised(activation), At::None),
+            (None, _) => (Through::Nothing, factor),
+            (Some(activation), None) => (Through::Normalised(activation), factor),
             (Some(activation), Some(_)) => {
                 let y = self.kept_value(unit.output)?;
                 (Through::Output(activation, y.map.ld), y.into())
@@ -300,14 +306,15 @@ impl Author<'_> {
         let stored = match (shortcut, unit.activation) {
             (Some(_), _) if shared => (through != Through::Nothing).then_some(in_place),
             (Some(value), _) => Some(self.contribute(value)),
-            (None, Some(activation)) if !cuts_off(activation) => Some(in_place),
+            (None, Some(activation)) if !cuts_off(activation) && alone => Some(in_place),
             (None, _) => None,
         };
         let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
         let store = stored.map(|(place, store)| (place.map.ld, store));
-        let chain = Chain { gradient: from.map, input: x.map.ld, through, sums: Sums::Norm, store };
+        let chain = Chain { gradient: from.map, gate, input: x.map.ld, through, sums: Sums::Norm, store };
         let to = stored.map_or(At::None, |(place, _)| place.into());
-        let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), x.into(), table, output], partial);
+        let inputs = [from.into(), x.into(), table, output, At::None, means];
+        let draft = Draft::new(norm::chain(chain, self.isa), &inputs, partial);
         self.sketch.push_behind(draft.also([to, At::None]));
 
         let statistic = if self.is_fixed(&unit.op) { Statistic::Running } else { Statistic::Batch };
@@ -322,15 +329,18 @@ impl Author<'_> {
             return Ok(());
         }
         let done = stored == Some(in_place);
-        let through = if done { Through::Nothing } else { through };
+        let (gate, through) = if done { (None, Through::Nothing) } else { (gate, through) };
         // In the place of the output's gradient, or in that of the norm's input, which nothing else reads.
-        let heir = if shared { self.bequest(unit, input) } else { self.may_share(input).then_some(from) };
+        let heir = match shared || !alone {
+            true => self.bequest(unit, input),
+            false => self.may_share(input).then_some(from),
+        };
         let ((place, store), in_place) = match heir {
             Some(place) => ((place, Store::Set), true),
             None => (self.contribute(input), false),
         };
-        let last = norm::Backward { gradient: from.map, input: x.map.ld, through, output: (place.map.ld, store) };
-        let inputs = [from.into(), x.into(), table, output, coefficients];
+        let last = norm::Backward { gradient: from.map, gate, input: x.map.ld, through, output: (place.map.ld, store) };
+        let inputs = [from.into(), x.into(), table, output, coefficients, means];
         self.sketch.push(Draft::new(norm::backward(last, self.isa), &inputs, place));
         if in_place {
             self.share(input, place);
@@ -357,61 +367,5 @@ impl Author<'_> {
             }
         }
         Ok(())
-    }
-
-    fn multiply_backward(&mut self, unit: &Unit) -> Result<()> {
-        let isa = self.isa;
-        self.activation_and_bias(unit, At::None)?;
-        let from = self.arrival(unit.output);
-        let (a, b) = (self.kept_value(unit.inputs[0])?, self.kept_value(unit.inputs[1])?);
-        self.gate_backward(unit, from, a);
-        if self.needed[unit.inputs[0].index()] {
-            let heir = self.bequest(unit, unit.inputs[0]);
-            heir.into_iter().for_each(|place| self.gradients[unit.inputs[0].index()] = Some(place));
-            let (to, store) = self.contribute(unit.inputs[0]);
-            let draft = match store {
-                Store::Set => {
-                    let kernel = elementwise::multiply(from.map, b.map, to.map, None, isa);
-                    Draft::new(kernel, &[from.into(), b.into()], to)
-                }
-                Store::Add => {
-                    let kernel = elementwise::multiply_add(from.map, b.map, to.map, to.map, None, isa);
-                    Draft::new(kernel, &[from.into(), b.into(), to.into()], to)
-                }
-            };
-            self.sketch.push(draft);
-        }
-        if let Some(shortcut) = unit.residual.filter(|value| self.needed[value.index()]) {
-            match self.may_share(shortcut) {
-                true => self.share(shortcut, from),
-                false => self.pass(shortcut, from),
-            }
-        }
-        Ok(())
-    }
-
-    /// The gradient of the second factor of a product, from that at `from` and the first factor at `a`.
-    fn gate_backward(&mut self, unit: &Unit, from: Place, a: Place) {
-        if !self.needed[unit.inputs[1].index()] {
-            return;
-        }
-        let isa = self.isa;
-        let (to, store) = self.contribute(unit.inputs[1]);
-        let whole = self.program.shape(unit.inputs[0]) == self.program.shape(unit.inputs[1]);
-        let draft = match (whole, store) {
-            (false, store) => {
-                let kernel = gradient::gate(from.map, a.map, to.map, store, isa);
-                Draft::new(kernel, &[from.into(), a.into()], to)
-            }
-            (true, Store::Set) => {
-                let kernel = elementwise::multiply(from.map, a.map, to.map, None, isa);
-                Draft::new(kernel, &[from.into(), a.into()], to)
-            }
-            (true, Store::Add) => {
-                let kernel = elementwise::multiply_add(from.map, a.map, to.map, to.map, None, isa);
-                Draft::new(kernel, &[from.into(), a.into(), to.into()], to)
-            }
-        };
-        self.sketch.push(draft);
     }
 }

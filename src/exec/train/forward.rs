@@ -1,5 +1,6 @@
 //! The steps of the way forward.
 
+use super::gate::Gated;
 use super::on_load::Absent;
 use super::sketch::{At, Draft, Sketch};
 use crate::error::{Error, Result};
@@ -88,6 +89,8 @@ pub(super) struct Author<'a> {
     /// Where the gradient of a value will be, and whether something has arrived there.
     pub(super) gradients: Vec<Option<Place>>,
     pub(super) arrived: Vec<bool>,
+    /// Values whose gradient the norm that made them computes from that of a product.
+    pub(super) gated: Vec<Option<Gated>>,
     /// Values that the way back has to compute again before it reads them.
     pub(super) again: Vec<bool>,
     /// Norms whose output is not in memory: the convolution behind them applies them while it reads.
@@ -137,6 +140,7 @@ impl<'a> Author<'a> {
             needed,
             gradients: vec![None; count],
             arrived: vec![false; count],
+            gated: vec![None; count],
             again,
             absent: vec![false; count],
             owners: Vec::new(),

@@ -20,6 +20,7 @@ mod again;
 mod backward;
 mod forward;
 mod fuse;
+mod gate;
 mod moments;
 mod on_load;
 mod plan;

@@ -200,6 +200,7 @@ impl Sketch {
         let at = self.steps.iter().rposition(|(step, ..)| wrote(step, of))?;
         let (writer, since) = (&self.steps[at].0, &self.steps[at + 1..]);
         let free = PASSED.iter().all(|&input| writer.inputs[input] == At::None) && writer.also == [At::None; 2];
+        let free = free && draft.inputs[1 + PASSED.len()..].iter().all(|&input| input == At::None);
         if writer.output != map || !free || !fits(&*writer.kernel, &*draft.kernel) {
             return None;
         }

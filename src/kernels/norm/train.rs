@@ -18,7 +18,7 @@ mod back;
 #[cfg(test)]
 mod tests;
 
-pub use back::{Backward, Chain, Statistic, Sums, Through, backward, backward_statistics, chain, total};
+pub use back::{Backward, Chain, Gate, Statistic, Sums, Through, backward, backward_statistics, chain, total};
 
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};

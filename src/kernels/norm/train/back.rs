@@ -20,11 +20,24 @@ pub enum Through {
     Output(Activation, usize),
 }
 
+/// What the incoming gradient is made into first where squeeze-and-excitation stands behind the activation: the map was
+/// multiplied by a gate, and the gate follows from its means. With `dz` the gradient of the product and `dm` that of the
+/// means, both factors one per image and channel, `dy = dz · gate + dm / pixels of an image`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    /// Floats from image to image of the gate, `inputs[3]`.
+    pub factor: usize,
+    /// Floats from image to image of the gradient of the means, `inputs[5]`.
+    pub means: usize,
+}
+
 /// The first pass backward through an activation and, perhaps, a norm.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Chain {
-    /// The gradient of the activation's output, `inputs[0]`.
+    /// The gradient of the activation's output, `inputs[0]`, or of what a gate made of that.
     pub gradient: Map,
+    /// The gate behind the activation; not with [`Through::Output`], whose input it takes.
+    pub gate: Option<Gate>,
     /// Pixel stride of the norm's input, `inputs[1]`; needed with [`Sums::Norm`] and [`Through::Normalised`].
     pub input: usize,
     /// The activation.
@@ -58,15 +71,50 @@ impl Sums {
 }
 
 /// `dT = dy · act'(t)` and its sums over every block of pixels. Inputs: the gradient; the norm's input; the table of
-/// [`statistics`](super::statistics); the activation's output (see [`Through`] for which are read). Output: [`partial_len`](super::partial_len) floats of sums.
+/// [`statistics`](super::statistics); the activation's output (see [`Through`] for which are read) or the gate; with a gate
+/// as `inputs[5]` the gradient of the means. Output: [`partial_len`](super::partial_len) floats of sums.
 /// `also[0]`: `dT`, if it is stored.
 pub fn chain(chain: Chain, isa: Isa) -> impl Kernel {
+    assert!(chain.gate.is_none() || !matches!(chain.through, Through::Output(..)), "{chain:?} reads two maps as one");
     Light { isa, kernel: Chained { chain, blocks: blocks(chain.gradient) } }
 }
 
 struct Chained {
     chain: Chain,
     blocks: Tiling,
+}
+
+/// A range of pixels by images, if there is a gate, or else as a whole.
+fn pieces(pixels: Range<usize>, map: Map, gate: Option<Gate>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let plane = if gate.is_some() { (map.h * map.w).max(1) } else { usize::MAX };
+    let images = pixels.start / plane..pixels.end.div_ceil(plane);
+    images.map(move |image| (image, pixels.start.max(image * plane)..pixels.end.min((image + 1) * plane)))
+}
+
+/// Factor and summand of `V` registers of channels of an image, from `c` on.
+///
+/// # Safety
+/// Gate and gradient of the means have `lanes` channels there, all if there is more than one register.
+#[inline(always)]
+unsafe fn gate_of<S: Simd, const V: usize>(
+    gate: Gate,
+    map: Map,
+    io: &Io,
+    image: usize,
+    (c, lanes): (usize, usize),
+) -> [[S::V; V]; 2] {
+    // SAFETY: as demanded.
+    unsafe {
+        let (mask, share) = (S::mask(lanes), S::splat(1.0 / (map.h * map.w) as f32));
+        let [mut factor, mut summand] = [[S::zero(); V]; 2];
+        for v in 0..V {
+            let [at, means] = [(3, gate.factor), (5, gate.means)]
+                .map(|(input, ld)| io.inputs[input].wrapping_add(image * ld + c + v * S::LANES));
+            factor[v] = S::load_masked(at, mask);
+            summand[v] = S::mul(S::load_masked(means, mask), share);
+        }
+        [factor, summand]
+    }
 }
 
 /// Where the channels of a pixel lie.
@@ -95,11 +143,11 @@ impl Chained {
     #[inline(always)]
     unsafe fn columns<S: Simd, const V: usize>(
         &self,
-        pixels: Range<usize>,
+        (image, pixels): (usize, Range<usize>),
         io: &Io,
         (c, lanes): (usize, usize),
         (to, sums): (*mut f32, Store),
-        through: Through,
+        (gate, through): (Option<Gate>, Through),
     ) {
         let chain = &self.chain;
         let channels = chain.gradient.c;
@@ -123,6 +171,10 @@ impl Chained {
                     (scale[v], shift[v]) = (row(SCALE, v), row(SHIFT, v));
                 }
             }
+            let [factor, summand] = match gate {
+                Some(gate) => gate_of::<S, V>(gate, chain.gradient, io, image, (c, lanes)),
+                None => [[S::zero(); V]; 2],
+            };
             let (mut sum, mut product) = ([S::zero(); V], [S::zero(); V]);
             for pixel in pixels {
                 let at = Pixel::of(chain, io, pixel, c);
@@ -136,6 +188,9 @@ impl Chained {
                         S::prefetch_far(next.output.wrapping_add(v * S::LANES));
                     }
                     let mut d = load(at.gradient, v);
+                    if gate.is_some() {
+                        d = S::fma(d, factor[v], summand[v]);
+                    }
                     let x = if reads_input { load(at.input, v) } else { S::zero() };
                     match through {
                         Through::Nothing => {}
@@ -172,22 +227,22 @@ impl Chained {
     }
 
     #[inline(always)]
-    unsafe fn block<S: Simd>(&self, tile: usize, io: &Io, through: Through) {
-        let channels = self.chain.gradient.c;
-        let (pixels, to) = (self.blocks.range(tile), tile * self.chain.sums.rows() * channels);
-        for run in runs(pixels.clone()) {
-            let sums = if run.start == pixels.start { Store::Set } else { Store::Add };
+    unsafe fn block<S: Simd>(&self, tile: usize, io: &Io, gate: Option<Gate>, through: Through) {
+        let map = self.chain.gradient;
+        let (pixels, to) = (self.blocks.range(tile), tile * self.chain.sums.rows() * map.c);
+        for piece in runs(pixels.clone()).flat_map(|run| pieces(run, map, gate)) {
+            let sums = if piece.1.start == pixels.start { Store::Set } else { Store::Add };
             let mut c = 0;
-            while c < channels {
+            while c < map.c {
                 let to = (io.output.wrapping_add(to + c), sums);
                 // SAFETY: passed on.
                 unsafe {
-                    if c + 4 * S::LANES <= channels {
-                        self.columns::<S, 4>(run.clone(), io, (c, S::LANES), to, through);
+                    if c + 4 * S::LANES <= map.c {
+                        self.columns::<S, 4>(piece.clone(), io, (c, S::LANES), to, (gate, through));
                         c += 4 * S::LANES;
                     } else {
-                        let lanes = S::LANES.min(channels - c);
-                        self.columns::<S, 1>(run.clone(), io, (c, lanes), to, through);
+                        let lanes = S::LANES.min(map.c - c);
+                        self.columns::<S, 1>(piece.clone(), io, (c, lanes), to, (gate, through));
                         c += S::LANES;
                     }
                 }
@@ -202,10 +257,11 @@ impl Tiled for Chained {
             Through::Nothing => "",
             Through::Input(a) | Through::Normalised(a) | Through::Output(a, _) => a.name(),
         };
+        let gate = if self.chain.gate.is_some() { "gate_" } else { "" };
         match self.chain.sums {
-            Sums::None => format!("backward_{through}"),
-            Sums::Bias => format!("backward_{through}_bias"),
-            Sums::Norm => format!("backward_{through}_norm_sums"),
+            Sums::None => format!("backward_{gate}{through}"),
+            Sums::Bias => format!("backward_{gate}{through}_bias"),
+            Sums::Norm => format!("backward_{gate}{through}_norm_sums"),
         }
     }
 
@@ -219,12 +275,16 @@ impl Tiled for Chained {
         // The common ones become constants of the loop.
         // SAFETY: passed on.
         unsafe {
-            match self.chain.through {
-                Through::Nothing => self.block::<S>(tile, io, Through::Nothing),
-                Through::Normalised(Relu) => self.block::<S>(tile, io, Through::Normalised(Relu)),
-                Through::Normalised(Silu) => self.block::<S>(tile, io, Through::Normalised(Silu)),
-                Through::Output(Relu, ld) => self.block::<S>(tile, io, Through::Output(Relu, ld)),
-                through => self.block::<S>(tile, io, through),
+            match (self.chain.gate, self.chain.through) {
+                (None, Through::Nothing) => self.block::<S>(tile, io, None, Through::Nothing),
+                (None, Through::Normalised(Relu)) => self.block::<S>(tile, io, None, Through::Normalised(Relu)),
+                (None, Through::Normalised(Silu)) => self.block::<S>(tile, io, None, Through::Normalised(Silu)),
+                (None, Through::Output(Relu, ld)) => self.block::<S>(tile, io, None, Through::Output(Relu, ld)),
+                (Some(gate), Through::Nothing) => self.block::<S>(tile, io, Some(gate), Through::Nothing),
+                (Some(gate), Through::Normalised(Silu)) => {
+                    self.block::<S>(tile, io, Some(gate), Through::Normalised(Silu));
+                }
+                (gate, through) => self.block::<S>(tile, io, gate, through),
             }
         }
     }
@@ -348,6 +408,8 @@ impl Tiled for BackwardStatistics {
 pub struct Backward {
     /// `dT`, or the gradient it is computed from, `inputs[0]`.
     pub gradient: Map,
+    /// As in [`Chain`]; none if the gradient is `dT` already.
+    pub gate: Option<Gate>,
     /// Pixel stride of the norm's input, `inputs[1]`.
     pub input: usize,
     /// How `dT` follows from the gradient: [`Through::Nothing`] if it is `dT` already.
@@ -356,9 +418,11 @@ pub struct Backward {
     pub output: (usize, Store),
 }
 
-/// Inputs: the gradient; the norm's input; the table of [`statistics`](super::statistics); the activation's output, if [`Through::Output`];
-/// the table of [`backward_statistics`] (`inputs[4]`). The output may be the gradient or the norm's input itself.
+/// Inputs: the gradient; the norm's input; the table of [`statistics`](super::statistics); the activation's output, if
+/// [`Through::Output`], or the gate; with a gate as `inputs[5]` the gradient of the means; the table of [`backward_statistics`] (`inputs[4]`). The output may be the gradient or the norm's input itself.
 pub fn backward(backward: Backward, isa: Isa) -> impl Kernel {
+    let gated = backward.gate.is_some();
+    assert!(!gated || !matches!(backward.through, Through::Output(..)), "{backward:?} reads two maps as one");
     Light { isa, kernel: Back { backward, blocks: blocks(backward.gradient) } }
 }
 
@@ -369,7 +433,13 @@ struct Back {
 
 impl Back {
     #[inline(always)]
-    unsafe fn pixels<S: Simd>(&self, pixels: Range<usize>, io: &Io, through: Through) {
+    unsafe fn pixels<S: Simd>(
+        &self,
+        (image, pixels): (usize, Range<usize>),
+        io: &Io,
+        gate: Option<Gate>,
+        through: Through,
+    ) {
         let Backward { gradient, input, output: (ld, store), .. } = self.backward;
         let c = gradient.c;
         let ld_output = if let Through::Output(_, ld) = through { ld } else { 0 };
@@ -378,7 +448,8 @@ impl Back {
             for i in (0..c).step_by(S::LANES) {
                 // SAFETY: the pixels lie in all maps, the mask keeps to the channels, the tables have a float for each.
                 unsafe {
-                    let mask = S::mask(S::LANES.min(c - i));
+                    let lanes = S::LANES.min(c - i);
+                    let mask = S::mask(lanes);
                     let table = |input: usize, row: usize| S::load_masked(io.inputs[input].add(row * c + i), mask);
                     if ahead > 0 {
                         let far = pixel + ahead;
@@ -387,6 +458,10 @@ impl Back {
                         S::prefetch_far(io.output.wrapping_add(far * ld + i));
                     }
                     let mut d = S::load_masked(io.inputs[0].add(pixel * gradient.ld + i), mask);
+                    if let Some(gate) = gate {
+                        let [[factor], [summand]] = gate_of::<S, 1>(gate, gradient, io, image, (i, lanes));
+                        d = S::fma(d, factor, summand);
+                    }
                     let x = S::load_masked(io.inputs[1].add(pixel * input + i), mask);
                     match through {
                         Through::Nothing => {}
@@ -424,15 +499,17 @@ impl Tiled for Back {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
-        let pixels = self.blocks.range(tile);
-        // SAFETY: passed on.
-        unsafe {
-            match self.backward.through {
-                Through::Nothing => self.pixels::<S>(pixels, io, Through::Nothing),
-                Through::Normalised(Activation::Relu) => {
-                    self.pixels::<S>(pixels, io, Through::Normalised(Activation::Relu));
+        use Activation::Relu;
+        let Backward { gradient, gate, through, .. } = self.backward;
+        for piece in pieces(self.blocks.range(tile), gradient, gate) {
+            // SAFETY: passed on.
+            unsafe {
+                match (gate, through) {
+                    (None, Through::Nothing) => self.pixels::<S>(piece, io, None, Through::Nothing),
+                    (None, Through::Normalised(Relu)) => self.pixels::<S>(piece, io, None, Through::Normalised(Relu)),
+                    (Some(gate), Through::Nothing) => self.pixels::<S>(piece, io, Some(gate), Through::Nothing),
+                    (gate, through) => self.pixels::<S>(piece, io, gate, through),
                 }
-                through => self.pixels::<S>(pixels, io, through),
             }
         }
     }

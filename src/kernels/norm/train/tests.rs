@@ -30,6 +30,8 @@ struct Case {
     beta: Vec<f32>,
     activation: Option<Activation>,
     with_residual: bool,
+    /// A gate behind the activation and the gradient of the means it follows from; `dy` is then that of the product.
+    gate: Option<[Vec<f32>; 2]>,
 }
 
 impl Case {
@@ -39,7 +41,12 @@ impl Case {
         let x = values(len, 1).iter().map(|v| v + 50.0).collect();
         let [residual, dy] = [2, 3].map(|seed| values(len, seed));
         let [gamma, beta] = [4, 5].map(|seed| values(map.c, seed));
-        Case { map, x, residual, dy, gamma, beta, activation, with_residual }
+        Case { map, x, residual, dy, gamma, beta, activation, with_residual, gate: None }
+    }
+
+    fn gated(map: Map, activation: Option<Activation>) -> Self {
+        let gate = Some([6, 7].map(|seed| values(map.n * map.c, seed)));
+        Case { gate, ..Case::new(map, activation, false) }
     }
 
     /// y, dT, dx, dγ, dβ in f64.
@@ -53,7 +60,13 @@ impl Case {
             t = naive::add(&t, &wide(&self.residual));
         }
         let y = self.activation.map_or(t.clone(), |a| naive::activation(&t, a));
-        let dy = wide(&self.dy);
+        let mut dy = wide(&self.dy);
+        if let Some([factor, means]) = &self.gate {
+            let plane = self.map.h * self.map.w;
+            for (i, d) in dy.iter_mut().enumerate() {
+                *d = *d * f64::from(factor[i / plane]) + f64::from(means[i / plane]) / plane as f64;
+            }
+        }
         let dt = self.activation.map_or(dy.clone(), |a| naive::backward::activation(&t, a, &dy));
         let back = naive::backward::batch_norm(&x, shape, norm, &dt, Origin::Batch);
         [y, dt, back.input, back.scale, back.shift]
@@ -81,12 +94,24 @@ impl Case {
             Some(activation) if self.with_residual => Through::Output(activation, map.ld),
             Some(activation) => Through::Normalised(activation),
         };
+        let per_image = Map::new([map.n, 1, 1, map.c], map.c + 2);
+        let gate = self.gate.as_ref().map(|_| Gate { factor: per_image.ld, means: per_image.ld });
+        let [factor, means] = match &self.gate {
+            Some(maps) => maps.each_ref().map(|values| spread(values, per_image)),
+            None => [y.clone(), Vec::new()],
+        };
         let mut dt = spread(&values(nchw(map).len(), 9), map);
         let old = dt.clone();
-        let back =
-            Chain { gradient: other, input: map.ld, through, sums: Sums::Norm, store: Some((map.ld, Store::Add)) };
+        let back = Chain {
+            gradient: other,
+            gate,
+            input: map.ld,
+            through,
+            sums: Sums::Norm,
+            store: Some((map.ld, Store::Add)),
+        };
         let mut partial = vec![f32::NAN; partial_len(map, 2)];
-        run_tiles(&chain(back, isa), &io(&[&dy, &x, &table, &y], &mut partial, [&mut dt, &mut []]));
+        run_tiles(&chain(back, isa), &io(&[&dy, &x, &table, &factor, &[], &means], &mut partial, [&mut dt, &mut []]));
         let wanted = spread(&narrow(&dt64), map);
         let sum: Vec<f32> = wanted.iter().zip(&old).map(|(a, b)| a + b).collect();
         assert_near(&dt, &sum, 2e-4, &what);
@@ -99,8 +124,9 @@ impl Case {
         assert_near(&scale, &narrow(&scale64), 2e-4 + size, &what);
         assert_near(&shift, &narrow(&shift64), 2e-4 + size, &what);
         let mut dx = vec![f32::NAN; map.extent()];
-        let kernel = backward(Backward { gradient: other, input: map.ld, through, output: (map.ld, Store::Set) }, isa);
-        run_tiles(&kernel, &io(&[&dy, &x, &table, &y, &coefficients], &mut dx, [&mut [], &mut []]));
+        let last = Backward { gradient: other, gate, input: map.ld, through, output: (map.ld, Store::Set) };
+        let kernel = backward(last, isa);
+        run_tiles(&kernel, &io(&[&dy, &x, &table, &factor, &coefficients, &means], &mut dx, [&mut [], &mut []]));
         assert_near(&dx, &spread(&narrow(&dx64), map), 1e-3, &what);
     }
 }
@@ -112,6 +138,7 @@ fn norms_agree_with_the_oracle_forward_and_back() {
         for &isa in Isa::available() {
             for activation in [None, Some(Relu), Some(Silu), Some(HardSwish), Some(Relu6)] {
                 Case::new(map, activation, false).check(isa);
+                Case::gated(map, activation).check(isa);
             }
             for activation in [None, Some(Relu), Some(Relu6)] {
                 Case::new(map, activation, true).check(isa);
@@ -135,13 +162,13 @@ fn running_statistics_are_constants_on_the_way_back() {
         run_tiles(&fixed_statistics(map, 1e-3, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
         let mut partial = vec![f32::NAN; partial_len(map, 2)];
         let through = Through::Nothing;
-        let sums = Chain { gradient: map, input: map.ld, through, sums: Sums::Norm, store: None };
+        let sums = Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Norm, store: None };
         run_tiles(&chain(sums, isa), &io(&[&dy, &x, &table], &mut partial, [&mut [], &mut []]));
         let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * 21];
         let kernel = backward_statistics(map, Statistic::Running, isa);
         run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut [], &mut []]));
         let mut dx = vec![f32::NAN; map.extent()];
-        let last = Backward { gradient: map, input: map.ld, through, output: (map.ld, Store::Set) };
+        let last = Backward { gradient: map, gate: None, input: map.ld, through, output: (map.ld, Store::Set) };
         run_tiles(&backward(last, isa), &io(&[&dy, &x, &table, &[], &coefficients], &mut dx, [&mut [], &mut []]));
         assert_near(&dx, &spread(&narrow(&back.input), map), 1e-5, isa.name());
     }
@@ -166,7 +193,7 @@ fn sums_of_biases_and_plain_activations_agree_with_the_oracle() {
                 }
                 for through in ways {
                     let store = Some((map.ld, Store::Set));
-                    let back = Chain { gradient: map, input: map.ld, through, sums: Sums::Bias, store };
+                    let back = Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Bias, store };
                     let mut partial = vec![f32::NAN; partial_len(map, 1)];
                     let mut dt = vec![f32::NAN; map.extent()];
                     run_tiles(&chain(back, isa), &io(&[&dm, &xm, &[], &y], &mut partial, [&mut dt, &mut []]));
