@@ -1,7 +1,7 @@
 //! The planned training step equals the reference: outputs, every parameter's gradient, the images', running statistics.
 //! The same bits for any number of threads, and errors that name the place.
 
-use convzoo::activation::Activation::{Relu, Relu6, Sigmoid, Silu};
+use convzoo::activation::Activation::{self, Relu, Relu6, Sigmoid, Silu};
 use convzoo::exec::reference::{TrainStep, Value, train_step};
 use convzoo::exec::{Gradients, Noise, Precision, RunningStatistics, TrainOptions, TrainPlan};
 use convzoo::graph::{Graph, Layer, Node, Op, ParamKind, Params, concat, layer_fn};
@@ -219,6 +219,48 @@ fn residual_sums_share_one_gradient() {
         (w + v).activation(Relu6).layer("d", Conv2d::k1(4)).relu() + z.layer("e", Conv2d::k1(4))
     }
     check("residual", &(layer_fn(net), ClassifierHead::new(3)), [2, 3, 8, 7], &TrainOptions::new());
+}
+
+/// Squeeze-and-excitation behind a norm: alone, with a shortcut that shares the gradient, with a shortcut that has a gradient
+/// already, with another reader of the gated map, and frozen.
+#[test]
+fn norms_lead_gradients_through_the_gates_behind_them() {
+    const SHAPE: [usize; 4] = [3, 4, 5, 3];
+    fn gated<'g>(x: Node<'g>, activation: Option<Activation>) -> [Node<'g>; 2] {
+        let y = x.layer("conv", (Conv2d::k3(4), BatchNorm::new()));
+        let y = activation.map_or(y, |activation| y.activation(activation));
+        [y, y.layer("se", SeBlock::reduction(2))]
+    }
+    let stem = (Conv2d::k1(4), BatchNorm::new());
+    let plain = TrainOptions::new;
+    for activation in [None, Some(Relu), Some(Silu)] {
+        let alone = layer_fn(move |x| gated(x, activation)[1].then(ClassifierHead::new(3)));
+        check("alone", &alone, SHAPE, &plain());
+        check("frozen", &alone, SHAPE, &plain().freeze("conv").freeze("se"));
+        let shared = layer_fn(move |x| {
+            let x = x.layer("stem", stem);
+            (gated(x, activation)[1] + x).relu().then(ClassifierHead::new(3))
+        });
+        check("shared", &shared, SHAPE, &plain().input_gradient());
+        let met = layer_fn(move |x| {
+            let x = x.layer("stem", stem);
+            let y = (gated(x, activation)[1] + x).relu();
+            concat([y, x.layer("late", Conv2d::k3(2))]).then(ClassifierHead::new(3))
+        });
+        check("met", &met, SHAPE, &plain().input_gradient());
+        let read = layer_fn(move |x| {
+            let [y, z] = gated(x, activation);
+            concat([z, y.layer("other", Conv2d::k1(2))]).then(ClassifierHead::new(3))
+        });
+        check("read elsewhere", &read, SHAPE, &plain());
+
+        let led = |network: &dyn Layer| {
+            let graph = Graph::draw(SHAPE[1], network).unwrap();
+            let plan = TrainPlan::new(&graph, &filled(&graph), SHAPE, &plain()).unwrap();
+            plan.explain().contains("backward_gate_")
+        };
+        assert!(led(&alone) && led(&shared) && led(&met) && !led(&read), "{activation:?}");
+    }
 }
 
 #[test]
