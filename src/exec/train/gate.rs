@@ -18,7 +18,7 @@ use crate::kernels::{Store, elementwise};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gated {
     /// The gradient of the product.
-    pub(super) from: Place,
+    from: Place,
     factor: Place,
     /// The gradient of the means, once it has arrived.
     means: Option<Place>,
@@ -130,7 +130,7 @@ impl Author<'_> {
         }
         let averages = matches!(units[norm + 1].op, Op::AdaptiveAvgPool { .. });
         let readers = units.iter().flat_map(Unit::reads).filter(|&read| read == x).count();
-        let unmet = self.needed[x.index()] && self.may_share(x) && !self.program.wanted.contains(&x);
+        let unmet = self.may_share(x) && !self.program.wanted.contains(&x);
         averages && value == unit.inputs[1] && readers == 2 && unmet && self.norm_of(x).is_some()
     }
 

@@ -15,10 +15,12 @@
 #![allow(unsafe_code, reason = "vector loops over raw pointers")]
 
 mod back;
+mod gate;
 #[cfg(test)]
 mod tests;
 
-pub use back::{Backward, Chain, Gate, Statistic, Sums, Through, backward, backward_statistics, chain, total};
+pub use back::{Backward, Chain, Statistic, Sums, Through, backward, backward_statistics, chain, total};
+pub use gate::Gate;
 
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};
