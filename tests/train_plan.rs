@@ -3,7 +3,7 @@
 
 use convzoo::activation::Activation::{self, Relu, Relu6, Sigmoid, Silu};
 use convzoo::exec::reference::{TrainStep, Value, train_step};
-use convzoo::exec::{Gradients, Noise, Precision, RunningStatistics, TrainOptions, TrainPlan};
+use convzoo::exec::{Gradients, Noise, Precision, Recompute, RunningStatistics, TrainOptions, TrainPlan};
 use convzoo::graph::{Graph, Layer, Node, Op, ParamKind, Params, concat, layer_fn};
 use convzoo::kernels::naive::Real;
 use convzoo::layers::{
@@ -314,6 +314,88 @@ fn a_plan_runs_step_after_step_and_outputs_left_out_count_as_unread() -> Result<
     assert!(runs[0].iter().zip(runs[1].iter()).all(|((_, a), (_, b))| a == b));
     let error = plan.backward(&[("logits", &ones)]).unwrap_err().to_string();
     assert!(error.contains("backward without a forward"), "{error}");
+    Ok(())
+}
+
+/// The gradients of a step, handed over one by one; each once, and what was handed over may be changed at once.
+fn streamed(graph: &Graph, params: &Params, images: &Tensor, options: TrainOptions) -> Result<Vec<Option<Vec<f32>>>> {
+    let mut params = params.clone();
+    let shape: [usize; 4] = images.shape().try_into().unwrap();
+    let mut plan = TrainPlan::new(graph, &params, shape, &options.stream_gradients())?;
+    let outputs = plan.forward(&mut params, images, STEP)?;
+    let seed =
+        |(name, t): (&str, &Tensor)| Ok((name.to_owned(), Tensor::from_slice(t.shape(), &factors(name, t.len()))?));
+    let seeds = outputs.iter().map(seed).collect::<Result<Vec<_>>>()?;
+    let named: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, seed)| (name.as_str(), seed)).collect();
+    let error = plan.backward(&named).unwrap_err().to_string();
+    assert!(error.contains("streams its gradients"), "{error}");
+    let mut found = vec![None; params.defs().len()];
+    plan.backward_each(&mut params, &named, &mut |id, weight, gradient| {
+        assert_eq!(weight.len(), gradient.len());
+        weight.fill(f32::NAN); // nothing reads it any more
+        assert!(found[id.index()].replace(gradient.to_vec()).is_none(), "handed over twice");
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+#[test]
+fn streamed_gradients_have_the_bits_of_those_kept() -> Result<()> {
+    fn classic(x: Node<'_>) -> Node<'_> {
+        // Large linear layers, whose gradients come last; a bias; dropout.
+        let x =
+            x.layer("conv", Conv2d::k3(6)).then(AdaptiveAvgPool::to(4)).then(Flatten).layer("fc6", Linear::new(300));
+        x.relu().then(Dropout::new(0.5)).layer("fc7", Linear::new(7))
+    }
+    fn residual(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", unit(Conv2d::k3(8))).aux("aux1", AuxHead::new(3), 0.3);
+        let x = x.layer("block", MbConv::new(8)).layer("deform", DeformConv2d::v2(3, 8).padding(1));
+        x.layer("out", ClassifierHead::new(3))
+    }
+    let graphs = [Graph::draw(3, &layer_fn(classic))?, Graph::draw(3, &layer_fn(residual))?];
+    for (graph, frozen) in graphs.iter().zip(["fc7.weight", "stem"]) {
+        let (params, images) = (filled(graph), image([3, 3, 9, 9]));
+        for options in [
+            TrainOptions::new(),
+            TrainOptions::new().threads(3),
+            TrainOptions::new().freeze(frozen),
+            TrainOptions::new().recompute(Recompute::Thorough),
+        ] {
+            let kept = planned(graph, &params, &images, &options)?.gradients;
+            let found = streamed(graph, &params, &images, options.clone())?;
+            for (def, gradient) in params.defs().iter().zip(found) {
+                let learns = def.kind.is_learned() && !options.is_frozen(&def.name);
+                assert_eq!(gradient.is_some(), learns, "{}", def.name);
+                if let Some(gradient) = gradient {
+                    assert!(gradient == kept.get(&def.name)?.as_slice(), "{}", def.name);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn streamed_gradients_take_less_memory_and_an_error_ends_the_way_back() -> Result<()> {
+    fn wide(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("conv", Conv2d::k3(4)).then(AdaptiveAvgPool::to(4)).then(Flatten);
+        x.layer("fc6", Linear::new(4096)).layer("fc7", Linear::new(2))
+    }
+    let graph = Graph::draw(2, &layer_fn(wide))?;
+    let (mut params, images) = (filled(&graph), image([2, 2, 8, 8]));
+    let plan = |options| TrainPlan::new(&graph, &params, [2, 2, 8, 8], &options);
+    let bytes: usize = 4 * params.defs().iter().map(|def| def.len()).sum::<usize>();
+    let [kept, mut streamed] = [plan(TrainOptions::new())?, plan(TrainOptions::new().stream_gradients())?];
+    assert!(kept.predicted_bytes() > bytes && streamed.predicted_bytes() < kept.predicted_bytes());
+    let slope = streamed.forward(&mut params, &images, 0)?.logits().clone();
+    let mut calls = 0;
+    let error = streamed.backward_each(&mut params, &[("logits", &slope)], &mut |_, _, _| {
+        calls += 1;
+        Err(convzoo::Error::invalid("optimiser", "enough"))
+    });
+    assert!(error.unwrap_err().to_string().contains("enough") && calls == 1);
+    let again = streamed.backward_each(&mut params, &[("logits", &slope)], &mut |_, _, _| Ok(()));
+    assert!(again.unwrap_err().to_string().contains("backward without a forward"));
     Ok(())
 }
 

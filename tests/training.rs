@@ -5,8 +5,8 @@ use convzoo::graph::{Graph, Node, Params, layer_fn};
 use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, GlobalAvgPool};
 use convzoo::random::Stream;
 use convzoo::train::{
-    AdamW, Batch, Clip, Decay, Epoch, Fit, Groups, Observer, Recipe, RmsPropTf, Rule, Schedule, Sgd, Silent, Source,
-    Step, Targets, Trainer, fit, recompute_statistics,
+    AdamW, Batch, Clip, Decay, Epoch, Fit, Groups, Loss, LossValue, Observer, Recipe, RmsPropTf, Rule, Schedule, Sgd,
+    Silent, Source, Step, Targets, Trainer, fit, recompute_statistics,
 };
 use convzoo::vision::augment::Augment;
 use convzoo::vision::{Loader, LoaderOptions, Preset, data::PixelSet};
@@ -127,12 +127,14 @@ fn training_stopped_anywhere_resumes_bit_for_bit() {
         || RmsPropTf::default().into(),
     ];
     for (i, rule) in rules.into_iter().enumerate() {
+        // With clipping and without: weights moved on the way back.
+        let start = || Recipe { clip: (i > 0).then_some(Clip::Norm(5.0)), ..recipe(rule()) };
         let whole_folder = Folder::new(&format!("whole{i}"));
         let plan = |folder: &'static str| -> (Folder, Loader, Loader) {
             (Folder::new(&format!("{folder}{i}")), loader(0), judge())
         };
         let (train, test) = (loader(2), judge());
-        let mut whole = trainer(recipe(rule()));
+        let mut whole = trainer(start());
         let mut seen = Keep::default();
         let fit_whole = Fit { folder: Some(&whole_folder.0), ..Fit::new(&train, &test, 3) };
         assert!(fit(&mut whole, &fit_whole, &mut seen).unwrap());
@@ -141,9 +143,9 @@ fn training_stopped_anywhere_resumes_bit_for_bit() {
         let (folder, train, test) = plan("parts");
         let fit_parts = Fit { folder: Some(&folder.0), ..Fit::new(&train, &test, 3) };
         for stop in [2, 4, 5, 11] {
-            assert!(!fit(&mut trainer(recipe(rule())), &fit_parts, &mut Halt(stop)).unwrap());
+            assert!(!fit(&mut trainer(start()), &fit_parts, &mut Halt(stop)).unwrap());
         }
-        let mut last = trainer(recipe(rule()));
+        let mut last = trainer(start());
         let mut keep = Keep::default();
         assert!(fit(&mut last, &fit_parts, &mut keep).unwrap());
         assert_eq!(bits(last.params()), bits(whole.params()), "rule {i}");
@@ -164,14 +166,16 @@ fn training_stopped_anywhere_resumes_bit_for_bit() {
 
 #[test]
 fn threads_and_workers_change_no_bit() {
-    let run = |threads, workers| {
-        let mut trainer = trainer(recipe(Sgd::default()).threads(threads));
-        fit(&mut trainer, &Fit::new(&loader(workers), &judge(), 2), &mut Silent).unwrap();
-        bits(trainer.params())
-    };
-    let one = run(1, 0);
-    assert_eq!(one, run(2, 1));
-    assert_eq!(one, run(3, 4));
+    for clip in [Some(Clip::Norm(5.0)), None] {
+        let run = |threads, workers| {
+            let mut trainer = trainer(Recipe { clip, ..recipe(Sgd::default()).threads(threads) });
+            fit(&mut trainer, &Fit::new(&loader(workers), &judge(), 2), &mut Silent).unwrap();
+            bits(trainer.params())
+        };
+        let one = run(1, 0);
+        assert_eq!(one, run(2, 1));
+        assert_eq!(one, run(3, 4));
+    }
 }
 
 fn batch(n: usize) -> Batch {
@@ -208,6 +212,28 @@ fn accumulated_parts_of_a_batch_make_the_step_of_the_whole() {
 }
 
 #[test]
+fn weights_moved_on_the_way_back_get_the_bits_of_those_moved_afterwards() {
+    let rules: [fn() -> Recipe; 2] = [
+        || Recipe { ema: Some(0.9), ..Recipe::new(Sgd { decay: 1e-3, ..Sgd::default() }, Schedule::cosine(0.1, 9)) },
+        || Recipe::new(AdamW::default(), Schedule::cosine(0.01, 9)),
+    ];
+    for recipe in rules {
+        let (mut there, mut after) = (trainer(recipe()), trainer(recipe()));
+        let all = batch(8);
+        for _ in 0..3 {
+            let moved = there.step(&all).unwrap();
+            assert!(there.gradients().weight() == 0.0);
+            after.accumulate(&all).unwrap();
+            let wanted = after.update().unwrap();
+            assert!(moved.loss == wanted.loss && (moved.norm / wanted.norm - 1.0).abs() < 1e-9);
+        }
+        assert_eq!(bits(there.params()), bits(after.params()));
+        assert_eq!(bits(there.best_params()), bits(after.best_params()));
+        assert_eq!(there.progress(), after.progress());
+    }
+}
+
+#[test]
 fn frozen_parts_stay_and_their_batch_norms_with_them() {
     let groups = Groups::new().freeze("").thaw("fc");
     let mut trainer = trainer(Recipe { groups, ..Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9)) });
@@ -239,6 +265,28 @@ fn a_loss_that_is_none_stops_with_step_rate_and_checkpoint_and_saves_nothing_wor
     assert!(trainer.save(&path, "").unwrap_err().to_string().contains("diverged"));
     trainer.resume(&path).unwrap();
     trainer.step(&batch(6)).unwrap();
+}
+
+/// A finite loss whose gradient is none.
+#[derive(Debug)]
+struct Cliff;
+
+impl Loss for Cliff {
+    fn evaluate(&self, output: &Tensor, _: &Targets) -> convzoo::Result<LossValue> {
+        Ok(LossValue { value: 1.0, gradient: Tensor::from_fn(output.shape(), |_| f32::NAN) })
+    }
+}
+
+#[test]
+fn a_gradient_that_is_none_stops_training_with_clipping_and_without() {
+    for clip in [None, Some(Clip::Norm(1.0))] {
+        let recipe = Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9));
+        let mut trainer = trainer(Recipe { loss: Box::new(Cliff), clip, ..recipe });
+        let error = trainer.step(&batch(6)).unwrap_err();
+        assert!(matches!(error, Error::Diverged { what: "gradient norm", step: 0, .. }), "{error:?}");
+        let finite = trainer.params().iter().all(|(_, value)| value.as_slice().iter().all(|v| v.is_finite()));
+        assert!(finite, "no weight is moved by what is no number");
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Training {
         let found = format!("{:?}", images.shape());
         let shape: [usize; 4] = images.shape().try_into().map_err(|_| Error::mismatch("images", "rank", 4, found))?;
         let batch = shape[0];
-        let plan = TrainPlan::new(model.graph(), model.params(), shape, options)?;
+        let plan = TrainPlan::new(model.graph(), model.params(), shape, &options.clone().stream_gradients())?;
         let classes = plan.outputs().logits().shape()[1];
         let targets = Targets::Labels((0..batch).map(|i| i * 37 % classes).collect());
         let learned = |def: &convzoo::graph::ParamDef| if def.kind.is_learned() { def.len() } else { 0 };
@@ -76,17 +76,13 @@ impl Training {
             seeds.push((head.name.clone(), found.gradient));
         }
         let named: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, seed)| (name.as_str(), seed)).collect();
-        let gradients = self.plan.backward(&named)?;
         self.done += 1;
         let at = At { rate: 0.01, decay: self.rule.decay, update: self.done };
-        let mut gradients = gradients.iter();
-        for ((def, weight), velocity) in self.model.params_mut().iter_mut().zip(&mut self.velocity) {
-            if def.kind.is_learned()
-                && let Some((_, gradient)) = gradients.next()
-            {
-                self.rule.update(&at, weight, gradient.as_slice(), &mut [velocity]);
-            }
-        }
+        let (rule, velocity) = (&self.rule, &mut self.velocity);
+        self.plan.backward_each(self.model.params_mut(), &named, &mut |id, weight, gradient| {
+            rule.update(&at, weight, gradient, &mut [&mut velocity[id.index()]]);
+            Ok(())
+        })?;
         Ok(loss)
     }
 
@@ -98,10 +94,14 @@ impl Training {
         let outputs = at.plan.forward(at.model.params_mut(), &at.images, 0)?;
         let seeds: Vec<(String, Tensor)> = outputs.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
         let named: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, seed)| (name.as_str(), seed)).collect();
-        let found = at.plan.backward(&named)?;
+        let mut found = Gradients::zeros(params.defs(), |_| true);
+        at.plan.backward_each(at.model.params_mut(), &named, &mut |id, _, gradient| {
+            found.of_mut(id).into_iter().for_each(|values| values.copy_from_slice(gradient));
+            Ok(())
+        })?;
         let of = TrainStep { graph: at.model.graph(), params: &params, options, step: 0 };
         let wanted = naive::<f64>(&of, &at.images, &seeds)?;
-        Ok([found, &naive::<f32>(&of, &at.images, &seeds)?].map(|gradients| distance(gradients, &wanted)))
+        Ok([&found, &naive::<f32>(&of, &at.images, &seeds)?].map(|gradients| distance(gradients, &wanted)))
     }
 
     /// Refuses to time what is wrong: what errs more than three times as far as plain sums in f32, which ReLUs near zero

@@ -63,6 +63,7 @@ pub struct TrainOptions {
     pub(super) noise: Noise,
     pub(super) statistics: RunningStatistics,
     pub(super) recompute: Recompute,
+    pub(super) streamed: bool,
     frozen: Vec<String>,
 }
 
@@ -117,6 +118,14 @@ impl TrainOptions {
     /// How much is computed again on the way back to save memory. Default [`Recompute::Cheap`]. Results do not depend on it.
     pub fn recompute(mut self, recompute: Recompute) -> Self {
         self.recompute = recompute;
+        self
+    }
+
+    /// Hands each gradient on as soon as it is complete and uses its memory again, so that they never lie in memory all
+    /// together: what PyTorch calls fusing the optimiser step into the backward pass. Gradients are then had from
+    /// [`TrainPlan::backward_each`](super::TrainPlan::backward_each) alone.
+    pub fn stream_gradients(mut self) -> Self {
+        self.streamed = true;
         self
     }
 

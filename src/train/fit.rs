@@ -113,6 +113,11 @@ pub fn fit(trainer: &mut Trainer, fit: &Fit, observer: &mut dyn Observer) -> Res
 }
 
 fn one_step(trainer: &mut Trainer, batches: &mut dyn Iterator<Item = Result<Batch>>, accumulate: u64) -> Result<Step> {
+    if accumulate == 1
+        && let Some(batch) = batches.next()
+    {
+        return trainer.step(&batch?);
+    }
     for batch in batches.take(accumulate as usize) {
         trainer.accumulate(&batch?)?;
     }

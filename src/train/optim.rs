@@ -227,6 +227,14 @@ impl Rule for RmsPropTf {
     }
 }
 
+/// Fails for a learning rate that cannot be one.
+pub(super) fn check_rate(rate: f64) -> Result<()> {
+    match rate.is_finite() && rate >= 0.0 {
+        true => Ok(()),
+        false => Err(Error::mismatch("optimiser", "learning rate", "a finite number from 0 on", rate)),
+    }
+}
+
 fn within(at: &str, what: &'static str, value: f32, range: std::ops::RangeInclusive<f32>) -> Result<()> {
     if range.contains(&value) {
         return Ok(());
@@ -288,19 +296,25 @@ impl Optimizer {
     /// # Errors
     /// A rate that is negative or not finite; parameters or gradients of another graph. Nothing is changed then.
     pub fn step(&mut self, params: &mut Params, gradients: &GradientSum, rate: f64) -> Result<()> {
-        if !(rate.is_finite() && rate >= 0.0) {
-            return Err(Error::mismatch("optimiser", "learning rate", "a finite number from 0 on", rate));
-        }
+        check_rate(rate)?;
         self.fits(params, gradients)?;
         for (i, (_, weight)) in params.iter_mut().enumerate() {
-            let (share, (updates, slots)) = (self.shares[i], &mut self.memory[i]);
-            let Some(gradient) = gradients.at(i).filter(|_| share.learns) else { continue };
+            if let Some(gradient) = gradients.at(i) {
+                self.update(i, weight, gradient.as_slice(), rate);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves one parameter, if it learns. The rate has been checked, and gradient and weight have one shape.
+    pub(super) fn update(&mut self, parameter: usize, weight: &mut [f32], gradient: &[f32], rate: f64) {
+        let (share, (updates, slots)) = (self.shares[parameter], &mut self.memory[parameter]);
+        if share.learns {
             *updates += 1;
             let (rate, decay) = ((rate * f64::from(share.rate)) as f32, self.rule.decay() * share.decay);
             let mut slots: Vec<&mut [f32]> = slots.iter_mut().map(Tensor::as_mut_slice).collect();
-            self.rule.update(&At { rate, decay, update: *updates }, weight, gradient.as_slice(), &mut slots);
+            self.rule.update(&At { rate, decay, update: *updates }, weight, gradient, &mut slots);
         }
-        Ok(())
     }
 
     fn fits(&self, params: &Params, gradients: &GradientSum) -> Result<()> {

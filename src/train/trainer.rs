@@ -1,5 +1,7 @@
 //! `Trainer`: a network in training, one step at a time.
 
+use super::gradients::squares;
+use super::optim::check_rate;
 use super::{Batch, Clip, Ema, GradientSum, Loss, Metrics, Optimizer, Recipe, Schedule, evaluate};
 use crate::error::{Error, Result};
 use crate::exec::{PlanOptions, TrainOptions, TrainPlan};
@@ -33,6 +35,9 @@ pub struct Step {
     /// Euclidean norm of all gradients, before clipping.
     pub norm: f64,
 }
+
+/// What a plan was made for: the shape of a batch, and whether its gradients are handed on one by one.
+type Key = ([usize; 4], bool);
 
 /// An output that is trained and the weight of its loss.
 #[derive(Debug)]
@@ -79,7 +84,7 @@ pub struct Trainer {
     /// Sum of the losses behind `gradients`, each times its images.
     pending_loss: f64,
     /// One plan for the batches, and one for a last batch of another size.
-    plans: Vec<([usize; 4], TrainPlan)>,
+    plans: Vec<(Key, TrainPlan)>,
     diverged: bool,
 }
 
@@ -188,28 +193,53 @@ impl Trainer {
         self.params
     }
 
-    /// Bytes that training on batches of `shape`, `[n, c, h, w]`, holds besides the weights, known before the first step:
-    /// the plan of a step ([`TrainPlan::predicted_bytes`], the gradients among them), what the optimiser remembers, and the
-    /// average of the weights.
+    /// Bytes that [steps](Trainer::step) on batches of `shape`, `[n, c, h, w]`, hold besides the weights, known before the
+    /// first: the plan of a step ([`TrainPlan::predicted_bytes`]), what the optimiser remembers, and the average of the
+    /// weights.
     ///
-    /// Gradients accumulated over several batches take those of the parameters once more; a last batch of another size, a
+    /// Gradients accumulated over several batches take those of the parameters twice more; a last batch of another size, a
     /// plan of its own.
     ///
     /// # Errors
     /// Images the network cannot take.
     pub fn predicted_bytes(&mut self, shape: [usize; 4]) -> Result<usize> {
-        let at = self.plan_for(shape)?;
+        let at = self.plan_for((shape, self.clip.is_none()))?;
         let average = self.ema.as_ref().map_or(0, |ema| ema.params().defs().iter().map(|def| def.len()).sum());
         Ok(self.plans[at].1.predicted_bytes() + self.optimizer.bytes() + size_of::<f32>() * average)
     }
 
     /// One step: forward, loss, backward, update.
     ///
+    /// Without clipping, which needs all gradients at once, every parameter is moved on the way back, as soon as its
+    /// gradient is complete: gradients then take no memory of their own, and [`Trainer::gradients`] has none.
+    ///
     /// # Errors
     /// Those of [`Trainer::accumulate`] and [`Trainer::update`].
     pub fn step(&mut self, batch: &Batch) -> Result<Step> {
-        self.accumulate(batch)?;
-        self.update()
+        if self.clip.is_some() || self.gradients.weight() != 0.0 {
+            self.accumulate(batch)?;
+            return self.update();
+        }
+        let (rate, step) = (self.rate(), self.progress.step);
+        check_rate(rate)?;
+        let at = self.plan_for((batch.shape()?, true))?;
+        let (loss, slopes) = self.forward(at, batch)?;
+        let (optimizer, mut sum) = (&mut self.optimizer, 0.0);
+        let moved = self.plans[at].1.backward_each(&mut self.params, &named(&slopes), &mut |id, weight, gradient| {
+            sum += squares(gradient);
+            if sum.is_finite() {
+                optimizer.update(id.index(), weight, gradient, rate);
+                return Ok(());
+            }
+            Err(Error::invalid("gradients", "not finite"))
+        });
+        if !sum.is_finite() {
+            return Err(self.broke_down("gradient norm", sum));
+        }
+        moved?;
+        self.progress.forwards += 1;
+        self.progress.batch += 1;
+        self.moved(Step { step, loss, rate, norm: sum.sqrt() })
     }
 
     /// Forward, loss and backward: adds the gradients of a batch to those waiting for [`Trainer::update`], and gives its
@@ -219,31 +249,15 @@ impl Trainer {
     /// Images the network cannot take; a label out of range, naming the sample; [`Error::Diverged`] if the loss is not
     /// finite.
     pub fn accumulate(&mut self, batch: &Batch) -> Result<f64> {
-        let at = self.plan_for(batch.shape()?)?;
-        let plan = &mut self.plans[at].1;
+        let at = self.plan_for((batch.shape()?, false))?;
         // The first gradients of a sum are written where the sum is.
         let first = self.gradients.weight() == 0.0;
         if first && self.gradients.has_memory() {
-            plan.exchange_gradients(self.gradients.memory());
+            self.plans[at].1.exchange_gradients(self.gradients.memory());
         }
-        let outputs = plan.forward(&mut self.params, &batch.images, self.progress.forwards)?;
-        let mut values = Vec::with_capacity(self.heads.len());
-        let mut slopes: Vec<(&str, Tensor)> = Vec::with_capacity(self.heads.len());
-        for head in &self.heads {
-            let mut loss = self.loss.evaluate(outputs.get(&head.name)?, &batch.targets)?;
-            if head.weight != 1.0 {
-                loss.gradient.as_mut_slice().iter_mut().for_each(|g| *g *= head.weight as f32);
-            }
-            values.push((head.name.as_str(), loss.value, head.weight));
-            slopes.push((&head.name, loss.gradient));
-        }
-        let loss: f64 = values.iter().map(|(_, value, weight)| value * weight).sum();
-        if !loss.is_finite() {
-            return Err(self.broke_down("loss", loss));
-        }
-        self.metrics.add(&values, outputs.get(LOGITS)?, &batch.targets);
-        let slopes: Vec<(&str, &Tensor)> = slopes.iter().map(|(name, slope)| (*name, slope)).collect();
-        let gradients = plan.backward(&slopes)?;
+        let (loss, slopes) = self.forward(at, batch)?;
+        let plan = &mut self.plans[at].1;
+        let gradients = plan.backward(&named(&slopes))?;
         if first {
             plan.exchange_gradients(self.gradients.memory());
             self.gradients.begin(batch.len() as f64);
@@ -254,6 +268,27 @@ impl Trainer {
         self.progress.forwards += 1;
         self.progress.batch += 1;
         Ok(loss)
+    }
+
+    /// Forward and loss: the joined loss, and its gradient with respect to every head.
+    fn forward(&mut self, at: usize, batch: &Batch) -> Result<(f64, Vec<(String, Tensor)>)> {
+        let outputs = self.plans[at].1.forward(&mut self.params, &batch.images, self.progress.forwards)?;
+        let mut values = Vec::with_capacity(self.heads.len());
+        let mut slopes = Vec::with_capacity(self.heads.len());
+        for head in &self.heads {
+            let mut loss = self.loss.evaluate(outputs.get(&head.name)?, &batch.targets)?;
+            if head.weight != 1.0 {
+                loss.gradient.as_mut_slice().iter_mut().for_each(|g| *g *= head.weight as f32);
+            }
+            values.push((head.name.as_str(), loss.value, head.weight));
+            slopes.push((head.name.clone(), loss.gradient));
+        }
+        let loss: f64 = values.iter().map(|(_, value, weight)| value * weight).sum();
+        if !loss.is_finite() {
+            return Err(self.broke_down("loss", loss));
+        }
+        self.metrics.add(&values, outputs.get(LOGITS)?, &batch.targets);
+        Ok((loss, slopes))
     }
 
     /// Moves the weights by the mean of the gradients accumulated.
@@ -272,13 +307,18 @@ impl Trainer {
         }
         let (rate, step) = (self.rate(), self.progress.step);
         self.optimizer.step(&mut self.params, &self.gradients, rate)?;
+        self.gradients.clear();
+        self.pending_loss = 0.0;
+        self.moved(Step { step, loss, rate, norm })
+    }
+
+    /// The weights have moved: the average follows.
+    fn moved(&mut self, step: Step) -> Result<Step> {
         if let Some(ema) = &mut self.ema {
             ema.update(&self.params);
         }
-        self.gradients.clear();
-        self.pending_loss = 0.0;
         self.progress.step += 1;
-        Ok(Step { step, loss, rate, norm })
+        Ok(step)
     }
 
     /// Ends the epoch: the next step is the first of another. Gives what this one came to.
@@ -312,13 +352,14 @@ impl Trainer {
         (self.pending_loss, self.diverged) = (0.0, false);
     }
 
-    fn plan_for(&mut self, shape: [usize; 4]) -> Result<usize> {
-        if let Some(at) = self.plans.iter().position(|(planned, _)| *planned == shape) {
+    fn plan_for(&mut self, key: Key) -> Result<usize> {
+        if let Some(at) = self.plans.iter().position(|(planned, _)| *planned == key) {
             return Ok(at);
         }
         self.plans.truncate(1);
-        let plan = TrainPlan::new(&self.graph, &self.params, shape, &self.training)?;
-        self.plans.push((shape, plan));
+        let options = if key.1 { self.training.clone().stream_gradients() } else { self.training.clone() };
+        let plan = TrainPlan::new(&self.graph, &self.params, key.0, &options)?;
+        self.plans.push((key, plan));
         Ok(self.plans.len() - 1)
     }
 
@@ -327,4 +368,9 @@ impl Trainer {
         let (step, rate, checkpoint) = (self.progress.step, self.rate(), self.checkpoint.clone());
         Error::Diverged { what, value, step, rate, checkpoint }
     }
+}
+
+/// The gradients of outputs as a plan takes them.
+fn named(slopes: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    slopes.iter().map(|(name, slope)| (name.as_str(), slope)).collect()
 }

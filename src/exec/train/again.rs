@@ -55,6 +55,7 @@ impl Author<'_> {
         let (producer, readers) = units[..now].split_at(units[..now].iter().position(|u| u.output == value)? + 1);
         let free = !reads_output(producer.last()?)
             && !readers.iter().any(|unit| unit.reads().any(|read| read == value) && reads_inputs(unit))
+            && !self.late.iter().any(|unit| unit.reads().any(|read| read == value))
             && !units.iter().any(|unit| self.again[unit.output.index()] && unit.reads().any(|read| read == value));
         (own && free).then_some(place)
     }

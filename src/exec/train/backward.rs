@@ -14,7 +14,7 @@ use crate::kernels::norm::train::{self as norm, Chain, Statistic, Sums, Through}
 use crate::kernels::pool::grad as pool;
 use crate::kernels::{Store, elementwise, gradient, layout, noise};
 
-impl Author<'_> {
+impl<'a> Author<'a> {
     /// Writes the whole way back, from the gradients of the outputs on.
     pub(super) fn backward(&mut self) -> Result<()> {
         let program = self.program;
@@ -30,6 +30,7 @@ impl Author<'_> {
             self.sketch.path.clone_from(&unit.path);
             self.sketch.shape = program.shape(unit.output);
             self.unit_backward(unit)?;
+            self.complete(unit);
         }
         let image = program.units.iter().find(|unit| unit.inputs.is_empty()).map(|unit| unit.output);
         if let Some(image) = image.filter(|image| self.options.input_gradient && self.arrived[image.index()]) {
@@ -39,6 +40,8 @@ impl Author<'_> {
             let kernel = layout::to_nchw(from.map, self.isa);
             self.sketch.push(Draft::new(kernel, &[from.into()], At::Outside(IMAGE_GRADIENT, 0)));
         }
+        self.late_gradients()?;
+        self.sketch.hand_on();
         Ok(())
     }
 
@@ -131,7 +134,7 @@ impl Author<'_> {
         }
     }
 
-    fn unit_backward(&mut self, unit: &Unit) -> Result<()> {
+    fn unit_backward(&mut self, unit: &'a Unit) -> Result<()> {
         let (isa, input) = (self.isa, unit.inputs[0]);
         match &unit.op {
             Op::Input { .. } => {}

@@ -106,6 +106,10 @@ pub(super) struct Author<'a> {
     pub(super) indices: Vec<At>,
     /// Where a weight waits for the way back.
     pub(super) kept: Vec<At>,
+    /// Where a gradient lies that will be handed on.
+    pub(super) streamed: Vec<At>,
+    /// Linear layers whose weights' gradients come last.
+    pub(super) late: Vec<&'a Unit>,
     pub(super) followers: Vec<Follower>,
     /// The noise layers.
     pub(super) noisy: Vec<NodeId>,
@@ -149,6 +153,8 @@ impl<'a> Author<'a> {
             is_measured: vec![false; count],
             indices: vec![At::None; count],
             kept: vec![At::None; params],
+            streamed: vec![At::None; params],
+            late: Vec::new(),
             followers: Vec::new(),
             noisy,
         }
@@ -186,15 +192,15 @@ impl<'a> Author<'a> {
         id.map_or(At::None, |id| self.param(id))
     }
 
-    /// Where a weight or bias can be read: on the way back, which knows no parameters, where it was kept.
-    fn weight(&self, id: ParamId) -> At {
+    /// Where a weight or bias can be read: where it was kept on the way back, unless that is given the parameters too.
+    pub(super) fn weight(&self, id: ParamId) -> At {
         match self.kept[id.index()] {
             At::None => self.param(id),
             kept => kept,
         }
     }
 
-    fn len(&self, id: ParamId) -> usize {
+    pub(super) fn len(&self, id: ParamId) -> usize {
         self.graph.params()[id.index()].len()
     }
 
@@ -385,7 +391,7 @@ impl<'a> Author<'a> {
     /// Keeps a copy of a weight or bias for the way back: where its gradient will be, if it gets one. There it stays until
     /// the layer's output has been computed again and the gradient of its input is, which is before its own is.
     fn keep(&mut self, weight: ParamId) {
-        if self.kept[weight.index()] != At::None {
+        if self.options.streamed || self.kept[weight.index()] != At::None {
             return;
         }
         let len = self.len(weight);
@@ -398,11 +404,6 @@ impl<'a> Author<'a> {
         let kernel = elementwise::copy(map, map, self.isa);
         self.sketch.push(Draft::new(kernel, &[self.param(weight)], to));
         self.kept[weight.index()] = to;
-    }
-
-    /// Where the gradient of a parameter goes.
-    pub(super) fn gradient_of(&self, id: ParamId) -> At {
-        if self.learned[id.index()] { At::Outside(self.outside.gradients + id.index(), 0) } else { At::None }
     }
 
     /// Whether a batch norm keeps the running statistics it has.

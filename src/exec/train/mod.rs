@@ -9,6 +9,7 @@
 //! - `forward` and `backward` write each operation's steps;
 //! - `moments` measures what norms read, each map once;
 //! - `on_load` leaves norms to the 1×1 convolutions behind them;
+//! - `streamed` hands gradients on as soon as they are complete, if that is asked for;
 //! - `again` chooses what the way back computes again instead of having it kept;
 //! - `run` hands the memory to the kernels.
 //!
@@ -26,6 +27,7 @@ mod on_load;
 mod plan;
 mod run;
 mod sketch;
+mod streamed;
 mod weighted;
 
 pub use plan::TrainPlan;

@@ -1,7 +1,7 @@
 //! The training planner.
 
 use super::forward::{Author, Follower, Outside, Task};
-use super::sketch::{Arranged, Fill, Held};
+use super::sketch::{Arranged, Fill, HandedOn, Held};
 use super::{again, fuse};
 use crate::error::{Error, Result};
 use crate::exec::mode::{RunningStatistics, TrainOptions};
@@ -14,6 +14,7 @@ use crate::par::{Team, default_threads};
 use crate::random::Stream;
 use crate::simd::Isa;
 use crate::tensor::Tensor;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 /// One network, one input shape, ready to be trained: [`forward`](TrainPlan::forward) in training mode, a loss of the
@@ -57,6 +58,8 @@ pub struct TrainPlan {
     /// Where the buffers lie in the arena.
     pub(super) offsets: Vec<usize>,
     pub(super) defs: Vec<ParamDef>,
+    /// Gradients that are handed on during the way back, in order.
+    pub(super) handed: Vec<HandedOn>,
     /// Whether a way forward waits for its way back.
     pub(super) ready: bool,
     isa: Isa,
@@ -96,7 +99,7 @@ impl TrainPlan {
         let (author, repeated) = again::choose(Task { program: &program, graph, options, learned: &learned, isa })?;
         let Author { sketch, outside, noisy, followers, .. } = author;
         let forward_steps = sketch.forward_steps;
-        let Arranged { steps, offsets, len, fullest, held } = sketch.arrange();
+        let Arranged { steps, offsets, len, fullest, held, handed } = sketch.arrange();
 
         let shape = |id: NodeId, shape: [usize; 4]| {
             let vector = graph.node(id).drawn.size == Size::Vector;
@@ -105,7 +108,9 @@ impl TrainPlan {
         let shapes: Vec<_> = heads.iter().zip(&program.wanted).map(|(o, &v)| shape(o.node, program.shape(v))).collect();
         let tensors = || shapes.iter().map(|shape| Tensor::try_zeros(shape)).collect::<Result<Vec<_>>>();
         let outputs = heads.iter().map(|o| o.name.clone()).zip(tensors()?).collect();
-        let gradients = Gradients::zeros(graph.params(), |def| !options.is_frozen(&def.name));
+        let leave: HashSet<&str> = handed.iter().map(|gradient| &*graph.params()[gradient.id.index()].name).collect();
+        let gradients =
+            Gradients::zeros(graph.params(), |def| !options.is_frozen(&def.name) && !leave.contains(&*def.name));
         let gradients = if options.input_gradient { gradients.with_input(input) } else { gradients };
         Ok(TrainPlan {
             input,
@@ -127,6 +132,7 @@ impl TrainPlan {
             followers,
             offsets,
             defs: graph.params().to_vec(),
+            handed,
             ready: false,
             isa,
             fullest,
@@ -146,7 +152,7 @@ impl TrainPlan {
     }
 
     /// Bytes of the plan's memory, known before it runs: activations, packed weights and gradients of activations in one
-    /// arena, what workers need besides, outputs, and the gradients of the parameters.
+    /// arena, what workers need besides, outputs, and the gradients of the parameters that are not handed on.
     pub fn predicted_bytes(&self) -> usize {
         let tensors = self.outputs.iter().map(|(_, tensor)| tensor).chain(&self.zeros).map(Tensor::len);
         let gradients = self.gradients.iter().map(|(_, tensor)| tensor).chain(self.gradients.input()).map(Tensor::len);

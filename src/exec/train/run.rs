@@ -6,7 +6,7 @@ use super::plan::TrainPlan;
 use crate::error::{Error, Result};
 use crate::exec::run::Pointer;
 use crate::exec::{Gradients, Outputs, StepTime};
-use crate::graph::Params;
+use crate::graph::{ParamId, Params};
 use crate::tensor::Tensor;
 use std::ops::Range;
 use std::time::Instant;
@@ -31,12 +31,74 @@ impl TrainPlan {
     /// that are not named count as unread. Each [`forward`](Self::forward) can be led back once.
     ///
     /// # Errors
-    /// No way forward to lead back, an output that does not exist, a gradient of another shape, an output named twice.
+    /// No way forward to lead back, an output that does not exist, a gradient of another shape, an output named twice; a
+    /// plan that [streams](crate::exec::TrainOptions::stream_gradients) its gradients.
     pub fn backward(&mut self, of: &[(&str, &Tensor)]) -> Result<&Gradients> {
+        if self.options.streamed {
+            return Err(Error::invalid(
+                "training step",
+                "the plan streams its gradients: have each of them handed over",
+            ));
+        }
         self.prepare_back(of)?;
         self.run(self.forward_steps..self.steps.len());
         self.ready = false;
         Ok(&self.gradients)
+    }
+
+    /// As [`backward`](Self::backward), but calls `each` with a parameter's number, its value in `params`, which may be
+    /// changed, and its gradient: for every parameter that has one, once. With
+    /// [streamed](crate::exec::TrainOptions::stream_gradients) gradients that is as soon as a gradient is complete, and its
+    /// memory is used again; the order is then that of the way back.
+    ///
+    /// ```
+    /// # use convzoo::exec::{TrainOptions, TrainPlan};
+    /// # use convzoo::{Model, Tensor, models};
+    /// # use convzoo::random::Stream;
+    /// let (graph, mut params) = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?.into_parts();
+    /// let mut plan = TrainPlan::new(&graph, &params, [2, 3, 32, 32], &TrainOptions::new().stream_gradients())?;
+    /// let slope = plan.forward(&mut params, &Tensor::zeros(&[2, 3, 32, 32]), 0)?.logits().clone();
+    /// plan.backward_each(&mut params, &[("logits", &slope)], &mut |_, weight, gradient| {
+    ///     weight.iter_mut().zip(gradient).for_each(|(w, g)| *w -= 0.1 * g);
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), convzoo::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`backward`](Self::backward); parameters of another network; the first error of `each`, which ends the way
+    /// back there.
+    pub fn backward_each(
+        &mut self,
+        params: &mut Params,
+        of: &[(&str, &Tensor)],
+        each: &mut dyn FnMut(ParamId, &mut [f32], &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check(params)?;
+        self.prepare_back(of)?;
+        self.ready = false;
+        let mut from = self.forward_steps;
+        let mut done = 0;
+        while from < self.steps.len() {
+            let to = self.handed.get(done).map_or(self.steps.len(), |next| next.after + 1);
+            self.point_to(params);
+            self.run(from..to);
+            from = to;
+            let complete = self.handed[done..].iter().take_while(|next| next.after < to);
+            for gradient in complete {
+                done += 1;
+                let (_, weight) = params.iter_mut().nth(gradient.id.index()).expect("the parameters were checked");
+                let at = self.offsets[gradient.buffer];
+                each(gradient.id, weight, &self.runner.arena()[at..at + weight.len()])?;
+            }
+        }
+        let kept = params.iter_mut().enumerate();
+        for (id, (_, weight)) in kept.map(|(id, param)| (ParamId(id), param)) {
+            if let Some(gradient) = self.gradients.of(id) {
+                each(id, weight, gradient.as_slice())?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs one step forward and back, timing each kernel. The gradient of every output is the output itself.
@@ -47,6 +109,7 @@ impl TrainPlan {
         self.ready = true;
         let seeds: Vec<(String, Tensor)> = self.outputs.clone();
         let seeds: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        self.point_to(params);
         self.prepare_back(&seeds)?;
         times.extend((self.forward_steps..self.steps.len()).map(|i| self.timed(i)));
         self.ready = false;
@@ -71,6 +134,23 @@ impl TrainPlan {
                 format!("{:?}", images.shape()),
             ));
         }
+        self.check(params)?;
+        self.ready = false;
+        self.gradients.complete()?;
+        for (stream, &node) in self.streams.iter_mut().zip(&self.noisy) {
+            *stream = self.options.stream(step, node);
+        }
+        let (outside, pointers) = (self.outside, &mut self.runner.outside);
+        pointers[IMAGES] = Pointer::to(images.as_slice());
+        let outputs = self.outputs.iter_mut().map(|(_, tensor)| Pointer::to_mut(tensor.as_mut_slice()));
+        pointers[outside.outputs..outside.seeds].iter_mut().zip(outputs).for_each(|(slot, value)| *slot = value);
+        self.point_to(params);
+        self.point_inside();
+        Ok(())
+    }
+
+    /// Fails unless `params` are those of the network planned.
+    fn check(&self, params: &Params) -> Result<()> {
         if params.defs().len() != self.defs.len() {
             return Err(Error::mismatch("training step", "parameters", self.defs.len(), params.defs().len()));
         }
@@ -81,19 +161,14 @@ impl TrainPlan {
                 return Err(Error::mismatch("training step", "parameter", expected, show(&def.name, value.shape())));
             }
         }
-        self.ready = false;
-        self.gradients.complete()?;
-        for (stream, &node) in self.streams.iter_mut().zip(&self.noisy) {
-            *stream = self.options.stream(step, node);
-        }
-        let (outside, pointers) = (self.outside, &mut self.runner.outside);
-        pointers[IMAGES] = Pointer::to(images.as_slice());
-        let values = params.iter().map(|(_, value)| Pointer::to(value.as_slice()));
-        pointers[outside.params..outside.gradients].iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
-        let outputs = self.outputs.iter_mut().map(|(_, tensor)| Pointer::to_mut(tensor.as_mut_slice()));
-        pointers[outside.outputs..outside.seeds].iter_mut().zip(outputs).for_each(|(slot, value)| *slot = value);
-        self.point_inside();
         Ok(())
+    }
+
+    /// Notes where the parameters lie.
+    fn point_to(&mut self, params: &Params) {
+        let pointers = &mut self.runner.outside[self.outside.params..self.outside.gradients];
+        let values = params.iter().map(|(_, value)| Pointer::to(value.as_slice()));
+        pointers.iter_mut().zip(values).for_each(|(slot, value)| *slot = value);
     }
 
     /// Notes where the plan's own tensors lie: gradients, which hold weights between forward and back, and streams.
@@ -141,8 +216,9 @@ impl TrainPlan {
         // SAFETY: buffers that are alive at the same time lie apart in the arena, each as long as the map it was made for.
         // What lies outside was checked to have the planned shape: images, parameters and gradients by `prepare` and
         // `prepare_back`, whose callers still hold them borrowed, outputs, gradients and streams because the plan made them
-        // itself and is held mutably. The steps of the way forward write to outputs and gradients only, those of the way
-        // back read no parameters.
+        // itself and is held mutably. The steps of the way forward write to outputs and gradients only; those of the way
+        // back read no parameters, unless gradients are streamed: then `backward_each` holds the parameters borrowed, and
+        // `profile` does.
         unsafe { self.runner.run(&self.steps, range) };
     }
 }

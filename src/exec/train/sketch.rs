@@ -2,6 +2,7 @@
 
 use crate::exec::memory::{Buffer, Place, pack_tightly, pixel_stride};
 use crate::exec::prepare::{Slot, Step};
+use crate::graph::ParamId;
 use crate::kernels::joined::{PASSED, fits, joined};
 use crate::kernels::{Kernel, MAX_INPUTS, Map, WEIGHTS};
 
@@ -120,6 +121,16 @@ pub(super) struct Held {
     pub(super) steps: [usize; 2],
 }
 
+/// A gradient that leaves the plan during the way back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HandedOn {
+    /// Whose it is.
+    pub(super) id: ParamId,
+    pub(super) buffer: usize,
+    /// The step behind which it is handed on.
+    pub(super) after: usize,
+}
+
 /// Steps whose buffers have addresses.
 pub(super) struct Arranged {
     pub(super) steps: Vec<Step>,
@@ -130,6 +141,8 @@ pub(super) struct Arranged {
     /// Where memory is fullest, and what lies in it then, the largest first.
     pub(super) fullest: Fill,
     pub(super) held: Vec<Held>,
+    /// Gradients handed on, in order.
+    pub(super) handed: Vec<HandedOn>,
 }
 
 /// Steps and buffers so far.
@@ -139,6 +152,9 @@ pub(super) struct Sketch {
     steps: Vec<(Draft, String, [usize; 4])>,
     /// Steps of the way forward, as soon as it is written.
     pub(super) forward_steps: usize,
+    /// Gradients that are complete and will be handed on, and those that are.
+    pub(super) waiting: Vec<HandedOn>,
+    pub(super) handed: Vec<HandedOn>,
     /// The layer whose steps are being written, and the shape of what it computes.
     pub(super) path: String,
     pub(super) shape: [usize; 4],
@@ -148,7 +164,15 @@ impl Sketch {
     /// Starts with the buffers that values have been placed in.
     pub(super) fn new(buffers: &[Buffer]) -> Self {
         let buffers = buffers.iter().map(|buffer| buffer.len).collect();
-        Sketch { buffers, steps: Vec::new(), forward_steps: 0, path: String::new(), shape: [0; 4] }
+        Sketch {
+            buffers,
+            steps: Vec::new(),
+            forward_steps: 0,
+            waiting: Vec::new(),
+            handed: Vec::new(),
+            path: String::new(),
+            shape: [0; 4],
+        }
     }
 
     /// Steps so far.
@@ -217,6 +241,12 @@ impl Sketch {
         (settled && unseen && whole && !outside && draft.also[1] == At::None).then_some(at)
     }
 
+    /// Hands on the gradients that wait, behind the last step so far.
+    pub(super) fn hand_on(&mut self) {
+        let after = self.len().saturating_sub(1);
+        self.handed.extend(self.waiting.drain(..).map(|gradient| HandedOn { after, ..gradient }));
+    }
+
     /// When each buffer is in use. What was placed for a value that nothing computes has no floats.
     pub(super) fn lives(&self) -> Vec<Life> {
         let mut lives: Vec<Life> = self.buffers.iter().map(|&len| Life::new(len)).collect();
@@ -231,6 +261,9 @@ impl Sketch {
                     false => life.returned = life.returned.min(i),
                 }
             }
+        }
+        for gradient in &self.handed {
+            lives[gradient.buffer].last = gradient.after;
         }
         lives.iter_mut().filter(|life| life.first > life.last).for_each(|life| life.len = 0);
         lives
@@ -293,6 +326,6 @@ impl Sketch {
             macs: draft.macs,
         };
         let steps = self.steps.into_iter().map(step).collect();
-        Arranged { steps, offsets, len, fullest, held }
+        Arranged { steps, offsets, len, fullest, held, handed: self.handed }
     }
 }

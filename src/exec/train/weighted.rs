@@ -10,19 +10,21 @@ use crate::kernels::conv::Sampling;
 use crate::kernels::conv::grad::{self, weight::WeightGradient};
 use crate::kernels::{Map, Store, WEIGHTS};
 
-impl Author<'_> {
+impl<'a> Author<'a> {
     /// The way back of a convolution or linear layer: bias, input and weights.
-    pub(super) fn weighted_backward(&mut self, unit: &Unit) -> Result<()> {
+    pub(super) fn weighted_backward(&mut self, unit: &'a Unit) -> Result<()> {
         let (Op::Conv { weight, bias, .. } | Op::DeformConv { weight, bias, .. } | Op::Linear { weight, bias }) =
             unit.op
         else {
             return Ok(());
         };
-        self.activation_and_bias(unit, bias.map_or(At::None, |id| self.gradient_of(id)))?;
+        let to_bias = bias.map_or(At::None, |id| self.gradient_of(id));
+        self.activation_and_bias(unit, to_bias)?;
         let from = self.arrival(unit.output);
-        let kept = self.kept[weight.index()];
+        let kept = self.weight(weight);
         if let Some(sampling) = self.sampling(unit) {
-            return self.deform_backward(unit, sampling, from, [kept, self.gradient_of(weight)]);
+            let to_weight = self.gradient_of(weight);
+            return self.deform_backward(unit, sampling, from, [kept, to_weight]);
         }
         let input = unit.inputs[0];
         let data = match self.needed[input.index()] {
@@ -36,15 +38,16 @@ impl Author<'_> {
         let later = data.as_ref().is_some_and(|step| passing && small(step.inputs[WEIGHTS]));
         let (first, last) = if later { (None, data) } else { (data, None) };
         first.into_iter().for_each(|step| self.sketch.push(step));
-        if self.learned[weight.index()] {
-            self.product_gradient(unit, from, self.gradient_of(weight))?;
+        if self.learned[weight.index()] && !self.put_off(unit)? {
+            let to = self.gradient_of(weight);
+            self.product_gradient(unit, from, to)?;
         }
         last.into_iter().for_each(|step| self.sketch.push(step));
         Ok(())
     }
 
     /// The gradient of a convolution's weights.
-    fn product_gradient(&mut self, unit: &Unit, from: Place, to: At) -> Result<()> {
+    pub(super) fn product_gradient(&mut self, unit: &Unit, from: Place, to: At) -> Result<()> {
         if self.weight_gradient_on_load(unit, from, to)? {
             return Ok(());
         }
