@@ -16,6 +16,7 @@
 #![allow(unsafe_code, reason = "drives microkernels on raw pointers")]
 
 mod micro;
+mod narrow;
 pub mod outer;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,8 @@ impl Target {
 /// Where the products of [`Gemm::run_each`] lie.
 #[derive(Debug, Clone, Copy)]
 pub struct Each {
+    /// Floats from row to row of `A`, if the rows of a tap lie behind each other.
+    pub apart: Option<usize>,
     /// The first element of the first product.
     pub c: *mut f32,
     /// Floats from row to row.
@@ -114,6 +117,8 @@ pub struct Gemm {
     activate: unsafe fn(Activate),
     /// Microkernels by registers and rows, both counted from one.
     micros: Vec<Vec<Micro>>,
+    /// The tile for [`run_each`](Gemm::run_each), if it is narrow enough.
+    narrow: Option<unsafe fn(&narrow::Tile)>,
 }
 
 impl Gemm {
@@ -127,7 +132,9 @@ impl Gemm {
             .collect();
         let pieces = cut_pieces(extent, widest * isa.lanes());
         let activate = isa.entry::<Activate>();
-        Gemm { isa, extent, panels, pieces, activation, activate, micros }
+        let fits = extent.k == narrow::SIDE && extent.n <= narrow::SIDE;
+        let narrow = narrow::routine(isa).filter(|_| fits);
+        Gemm { isa, extent, panels, pieces, activation, activate, micros, narrow }
     }
 
     /// Floats of the packed weights and, behind them, one bias per lane of every panel.
@@ -241,10 +248,22 @@ impl Gemm {
     /// which come first in `C_t`; `C_t` starts at `c + t · stride`. Bias and activation are left out.
     ///
     /// # Safety
-    /// As [`run`](Self::run), with `m` rows of the panel's columns writable in every `C_t`.
+    /// As [`run`](Self::run), with `m` rows of the panel's columns writable in every `C_t`, and the rows of every tap behind
+    /// each other as `to` says.
     pub unsafe fn run_each(&self, packed: *const f32, m: usize, rows: Rows, panel: usize, to: Each) {
         let Panel { len, vectors, weights, .. } = self.panels[panel];
         let (Extent { taps, k, .. }, lanes) = (self.extent, self.isa.lanes());
+        if let Some(narrow) = self.narrow.filter(|_| to.apart == Some(narrow::SIDE) && m > 0) {
+            for tap in 0..taps {
+                // SAFETY: the rows of a tap lie behind each other from the first pointer on; the rest as below.
+                unsafe {
+                    let a = (*rows.table.add(tap * rows.stride)).add(rows.skip);
+                    let b = packed.add(weights + tap * k * lanes);
+                    narrow(&narrow::Tile { a, rows: m, b, c: to.c.add(tap * to.stride), ldc: to.ld, columns: len });
+                }
+            }
+            return;
+        }
         let zero = [0.0; ZEROS];
         let micros = &self.micros[vectors - 1];
         // All weights of the next tap while this one is multiplied, spread evenly over the tiles of rows.

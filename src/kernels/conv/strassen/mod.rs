@@ -384,7 +384,8 @@ impl Kernel for StrassenProduct {
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table: sides, stride: count, skip: 0 };
-                self.gemm.run_each(packed, count, rows, panel, Each { c: m, ld: self.ld_m, stride: self.stride_m });
+                let each = Each { apart: None, c: m, ld: self.ld_m, stride: self.stride_m };
+                self.gemm.run_each(packed, count, rows, panel, each);
                 isa.run(Join { of: self, pairs: pairs.clone(), columns, io, m });
             }
         }

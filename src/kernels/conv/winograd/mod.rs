@@ -247,7 +247,8 @@ impl Winograd {
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table, stride: count, skip: 0 };
-                self.gemm.run_each(packed, count, rows, panel, Each { c: m, ld: self.ld_m, stride: self.stride_m });
+                let each = Each { apart: Some(self.ld_v), c: m, ld: self.ld_m, stride: self.stride_m };
+                self.gemm.run_each(packed, count, rows, panel, each);
                 let bias = packed.add(self.gemm.bias_at());
                 let tiles = squares.clone();
                 isa.run(After::<P> { of: self, tiles, columns, io, bias, m, waste, points: PhantomData });
