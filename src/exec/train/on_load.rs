@@ -1,8 +1,8 @@
 //! Norms that the convolution behind them applies while it reads.
 //!
-//! A 1×1 convolution passes its input through registers before it multiplies (Strassen's sums), there and on the way back to
-//! its weights. A norm with a clamp that only such a convolution reads (DenseNet) is applied in passing, and what it makes
-//! is never stored.
+//! Strassen's sums (1×1) and Winograd's transform (3×3) pass a convolution's input through registers before it is
+//! multiplied, there and on the way back to the weights. A norm with a clamp that only such a convolution reads is applied
+//! in passing, and what it makes is never stored.
 
 use super::forward::Author;
 use super::sketch::At;
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::exec::memory::Place;
 use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op};
-use crate::kernels::conv::grad::pointwise::{self, Source};
+use crate::kernels::conv::grad::{pointwise::Source, weight};
 use crate::kernels::conv::{self, ConvSpec, Precision};
 
 /// What stands for the output of a norm that is not in memory.
@@ -53,20 +53,20 @@ impl<'a> Author<'a> {
         Some(Absent { x: self.value(norm.inputs[0]), table, clamp: norm.activation })
     }
 
-    /// Writes the gradient of a 1×1 convolution's weights from the input of the norm before it, if what the norm made is not
+    /// Writes the gradient of a convolution's weights from the input of the norm before it, if what the norm made is not
     /// in memory and this is faster than making it again.
     pub(super) fn weight_gradient_on_load(&mut self, unit: &Unit, from: Place, to: At) -> Result<bool> {
         let Some(Absent { x, table, clamp }) = self.absent_norm(unit.inputs[0]) else { return Ok(false) };
         let (spec, bordered) = self.spec(unit, x.map)?;
         let spec = ConvSpec { output: from.map, epilogue: Default::default(), ..spec };
-        let source = Source::Norm(clamp);
-        if bordered || self.options.precision == Precision::Exact || !pointwise::profitable(&spec, source) {
+        if bordered || self.options.precision == Precision::Exact {
             return Ok(false);
         }
+        let gradient = weight::weight_gradient_norm(spec, Source::Norm(clamp), self.isa);
+        let Some(gradient) = gradient else { return Ok(false) };
         let norm = self.norm_of(unit.inputs[0]).expect("it is absent");
         let x = self.kept_value(norm.inputs[0])?;
         let macs = spec.output.pixels() * spec.output.c * spec.depth();
-        let gradient = pointwise::weight_gradient(spec, source, self.isa);
         self.weight_gradient(gradient, &[x.into(), from.into(), table], to, macs);
         Ok(true)
     }

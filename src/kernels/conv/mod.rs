@@ -139,9 +139,17 @@ pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precis
 /// that of the norm, whose table is `inputs[2]`. None where this would not be faster.
 pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precision, isa: Isa) -> Option<Learned> {
     spec.check_sizes();
-    let able = precision == Precision::Fast && clamp.is_none_or(is_clamp) && strassen::trains(&spec);
-    let form = || Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Table(clamp), isa));
-    able.then(|| weights::learned(form(), Direction::Forward, spec.output.c * spec.depth(), None))
+    if precision == Precision::Exact || !clamp.is_none_or(is_clamp) {
+        return None;
+    }
+    let form: Box<dyn Form> = match winograd::profitable(&spec) {
+        Some(form) => Box::new(winograd::Winograd::new(spec, form, isa).behind(clamp)),
+        None if strassen::trains(&spec) => {
+            Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Table(clamp), isa))
+        }
+        None => return None,
+    };
+    Some(weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), None))
 }
 
 /// As [`rows`], with weights that come with every run.

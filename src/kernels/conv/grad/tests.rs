@@ -1,7 +1,9 @@
+use super::pointwise::Source;
 use super::*;
+use crate::activation::Activation::Relu;
 use crate::kernels::conv::testing::noise;
 use crate::kernels::conv::winograd::{self, Form};
-use crate::kernels::conv::{Sampling, learned_deform, learned_rows};
+use crate::kernels::conv::{Sampling, learned_deform, learned_rows, weights};
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
 use crate::kernels::naive::{self, ConvShape};
 use crate::kernels::norm::train as norm;
@@ -146,7 +148,8 @@ fn weight_gradients_agree_with_the_oracle() {
         for &isa in Isa::available() {
             let mut gradients = vec![weight::weight_gradient(spec, Precision::Exact, isa)];
             if Form::F4.applies(&spec) {
-                gradients.extend([Form::F2, Form::F4].map(|form| winograd::grad::weight_gradient(spec, form, isa)));
+                let ready = |form| winograd::grad::weight_gradient(spec, form, Source::Ready, isa);
+                gradients.extend([Form::F2, Form::F4].map(ready));
             }
             for gradient in gradients {
                 check_weights(&gradient, &[&x, &dy], &expected, &format!("{} of {case:?}", gradient.kernel.name()));
@@ -171,8 +174,6 @@ fn check_weights(gradient: &weight::WeightGradient, inputs: &[&[f32]], expected:
 
 #[test]
 fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
-    use crate::activation::Activation::Relu;
-    use pointwise::Source;
     // Batch, size, channels in and out, stride.
     for (n, size, channels, stride) in [
         (1, [1, 1], [32, 32], 1),
@@ -185,21 +186,64 @@ fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
         let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
         let table = noise(norm::TABLE_ROWS * spec.input.c, 3);
         for source in [Source::Ready, Source::Norm(None), Source::Norm(Some(Relu))] {
-            let row = |row: usize, c: usize| f64::from(table[row * spec.input.c + c]);
-            let plane = spec.input.h * spec.input.w;
-            let seen = |(i, &x): (usize, &f32)| {
-                let c = i / plane % spec.input.c;
-                let Source::Norm(activation) = source else { return f64::from(x) };
-                let y = f64::from(x) * row(norm::SCALE, c) + row(norm::SHIFT, c);
-                if activation.is_some() { y.max(0.0) } else { y }
-            };
-            let seen: Vec<f64> = x.iter().enumerate().map(seen).collect();
+            let seen = behind(source, &x, &table, spec.input);
             let expected = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
             let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
             for &isa in Isa::available() {
                 let gradient = pointwise::weight_gradient(spec, source, isa);
                 let what = format!("{} {channels:?} {source:?}", gradient.kernel.name());
                 check_weights(&gradient, &[&x, &dy, &table], &expected, &what);
+            }
+        }
+    }
+}
+
+/// What the norm of `source` makes of `x`.
+fn behind(source: Source, x: &[f32], table: &[f32], map: Map) -> Vec<f64> {
+    let row = |row: usize, c: usize| f64::from(table[row * map.c + c]);
+    let seen = |(i, &x): (usize, &f32)| {
+        let c = i / (map.h * map.w) % map.c;
+        let Source::Norm(activation) = source else { return f64::from(x) };
+        let y = f64::from(x) * row(norm::SCALE, c) + row(norm::SHIFT, c);
+        if activation.is_some() { y.max(0.0) } else { y }
+    };
+    x.iter().enumerate().map(seen).collect()
+}
+
+#[test]
+fn winograds_transforms_apply_the_norm_before_them_and_leave_the_padding_zero() {
+    // Borders on one side and on all, whole squares in between, channels that fill registers and do not.
+    for (n, size, channels, stride, padding) in [
+        (2, [9, 7], [16, 16], 1, 1),
+        (1, [22, 19], [40, 24], 1, 1),
+        (3, [4, 4], [21, 17], 1, 1),
+        (1, [12, 14], [32, 48], 1, 0),
+        (2, [13, 10], [19, 32], 2, 1),
+    ] {
+        let spec = spec((n, size, channels, 1, 3, stride, padding, 1));
+        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
+        let (table, weight) = (noise(norm::TABLE_ROWS * spec.input.c, 3), noise(spec.output.c * spec.depth(), 4));
+        for clamp in [None, Some(Relu)] {
+            let seen = behind(Source::Norm(clamp), &x, &table, spec.input);
+            let expected = naive::conv2d(&seen, nchw(spec.input), &wide(&weight), None, &shape(&spec));
+            let to_weights = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
+            let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
+            for (&isa, form) in Isa::available().iter().flat_map(|isa| Form::ALL.map(|form| (isa, form))) {
+                if !form.applies(&spec) {
+                    continue;
+                }
+                let kernel = Box::new(winograd::Winograd::new(spec, form, isa).behind(clamp));
+                let forward = weights::learned(kernel, Direction::Forward, weight.len(), None);
+                let packed = pack(&forward, &weight, None);
+                let what = format!("{} {size:?} {channels:?} {clamp:?}", forward.kernel.name());
+                let mut found = vec![0.0; spec.output.extent()];
+                let inputs = [x.as_ptr(), std::ptr::null(), table.as_ptr()];
+                run(&forward, &inputs, &packed, found.as_mut_ptr());
+                assert_near(&found, &spread(&narrow(&expected), spec.output), 4e-6 * scale(&expected), &what);
+                if stride == 1 {
+                    let gradient = winograd::grad::weight_gradient(spec, form, Source::Norm(clamp), isa);
+                    check_weights(&gradient, &[&x, &dy, &table], &to_weights, &what);
+                }
             }
         }
     }

@@ -34,7 +34,7 @@ pub struct WeightGradient {
 /// For any convolution.
 pub fn weight_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> WeightGradient {
     if let (Precision::Fast, Some(form)) = (precision, winograd::grad::profitable(&spec)) {
-        return winograd::grad::weight_gradient(spec, form, isa);
+        return winograd::grad::weight_gradient(spec, form, Source::Ready, isa);
     }
     if precision == Precision::Fast && pointwise::profitable(&spec, Source::Ready) {
         return pointwise::weight_gradient(spec, Source::Ready, isa);
@@ -47,6 +47,15 @@ pub fn weight_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> Weight
         channel * spec.window.taps() + tap
     });
     product(spec, Taps::of(&spec), order.collect(), isa)
+}
+
+/// For a convolution behind a norm and the clamp of `source`, applied on the way: input 0 is that of the norm, input 2 its
+/// table. None where making the norm's output again is faster.
+pub fn weight_gradient_norm(spec: ConvSpec, source: Source, isa: Isa) -> Option<WeightGradient> {
+    if let Some(form) = winograd::grad::profitable(&spec) {
+        return Some(winograd::grad::weight_gradient(spec, form, source, isa));
+    }
+    pointwise::profitable(&spec, source).then(|| pointwise::weight_gradient(spec, source, isa))
 }
 
 /// For a convolution that was prepared by [`rows`](super::super::rows): its input holds its border.

@@ -13,10 +13,10 @@
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
 use super::points::{F2, F4, MOST_IN, Turned};
-use super::transform::{Before, SIDE, Squares, Turn, gather};
+use super::transform::{Before, OnLoad, SIDE, Squares, Turn, gather};
 use super::{Form, LEAST_CHANNELS};
 use crate::kernels::conv::ConvSpec;
-use crate::kernels::conv::grad::weight::WeightGradient;
+use crate::kernels::conv::grad::{pointwise::Source, weight::WeightGradient};
 use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Store};
@@ -37,17 +37,17 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
 }
 
 /// The gradient of the weights of a convolution that [`winograd`](super::winograd) could compute in this form: F2 or F4.
-pub fn weight_gradient(spec: ConvSpec, form: Form, isa: Isa) -> WeightGradient {
+pub fn weight_gradient(spec: ConvSpec, form: Form, source: Source, isa: Isa) -> WeightGradient {
     assert!(form.applies(&spec), "{form:?} of {spec:?}");
     match form {
-        Form::F2 => build::<F2>(spec, form, isa),
-        Form::F4 => build::<F4>(spec, form, isa),
+        Form::F2 => build::<F2>(spec, form, source, isa),
+        Form::F4 => build::<F4>(spec, form, source, isa),
         other => panic!("{other:?} has no way back to the weights"),
     }
 }
 
-fn build<P: Turned>(spec: ConvSpec, form: Form, isa: Isa) -> WeightGradient {
-    let kernel = Gradient::<P>::new(spec, form, isa);
+fn build<P: Turned>(spec: ConvSpec, form: Form, source: Source, isa: Isa) -> WeightGradient {
+    let kernel = Gradient::<P>::new(spec, form, source, isa);
     let (slices, sums) = (kernel.slices, form.products() * spec.output.c * spec.input.c);
     let gather = Gather::<P> { slices, channels: [spec.output.c, spec.input.c], points: PhantomData };
     let kernel = Box::new(Light { isa, kernel });
@@ -60,6 +60,7 @@ fn build<P: Turned>(spec: ConvSpec, form: Form, isa: Isa) -> WeightGradient {
 struct Gradient<P> {
     spec: ConvSpec,
     form: Form,
+    source: Source,
     outer: Outer,
     /// Squares down and across an image.
     across: [usize; 2],
@@ -93,7 +94,7 @@ const PARTS: usize = 4;
 const LEAST_OUTPUTS: usize = 48;
 
 impl<P: Turned> Gradient<P> {
-    fn new(spec: ConvSpec, form: Form, isa: Isa) -> Self {
+    fn new(spec: ConvSpec, form: Form, source: Source, isa: Isa) -> Self {
         let across = form.across(&spec);
         let (squares, products) = (spec.output.n * across[0] * across[1], form.products());
         let sums = products * spec.input.c * spec.output.c;
@@ -109,6 +110,7 @@ impl<P: Turned> Gradient<P> {
         Gradient {
             spec,
             form,
+            source,
             outer: Outer::new(isa),
             across,
             slices,
@@ -140,7 +142,8 @@ impl<P: Turned> Gradient<P> {
 impl<P: Turned> Tiled for Gradient<P> {
     fn name(&self) -> String {
         let m = self.form.outputs();
-        format!("weight_gradient_winograd_{m}x{m}_{}", self.outer.tile_name())
+        let norm = if self.source == Source::Ready { "" } else { "norm_" };
+        format!("weight_gradient_{norm}winograd_{m}x{m}_{}", self.outer.tile_name())
     }
 
     fn tiles(&self) -> usize {
@@ -183,7 +186,12 @@ impl<P: Turned> Tiled for Gradient<P> {
                 let [ld, ld_z] = self.ld;
                 let [stride, stride_z] = self.stride;
                 let input = io.inputs[0];
-                Before::<P> { squares, tiles: tiles.clone(), input, v, ld, stride, points: PhantomData }.run::<S>();
+                let norm = match self.source {
+                    Source::Ready => None,
+                    Source::Norm(clamp) => Some(OnLoad::new(io.inputs[2], inputs, clamp)),
+                };
+                let seen = tiles.clone();
+                Before::<P> { squares, tiles: seen, input, norm, v, ld, stride, points: PhantomData }.run::<S>();
                 let gradient = io.inputs[1];
                 let turn = Turn::<P> {
                     squares,

@@ -33,7 +33,7 @@ mod tests;
 mod transform;
 
 use self::points::{F2, F2Five, F2Strided, F4, Points};
-use self::transform::{After, Before, Spread, Squares};
+use self::transform::{After, Before, OnLoad, Spread, Squares};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};
@@ -59,7 +59,7 @@ pub enum Form {
 }
 
 impl Form {
-    const ALL: [Form; 4] = [Form::F2, Form::F4, Form::F2Five, Form::F2Strided];
+    pub(super) const ALL: [Form; 4] = [Form::F2, Form::F4, Form::F2Five, Form::F2Strided];
 
     /// Sides of a square of inputs and of outputs, taps and stride.
     const fn geometry(self) -> [usize; 4] {
@@ -158,6 +158,8 @@ pub fn winograd(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&
 pub(super) struct Winograd {
     spec: ConvSpec,
     form: Form,
+    /// The clamp behind a norm that is applied to the input, by the table at `inputs[2]`.
+    norm: Option<Option<Activation>>,
     /// One tap per position of a square.
     gemm: Gemm,
     weights: Packed,
@@ -207,7 +209,12 @@ impl Winograd {
         let zero = AlignedBuf::zeros(inputs);
         let (stride_v, stride_m) = (spread(squares * ld_v), spread(squares * ld_m));
         let weights = Packed::Given;
-        Winograd { spec, form, gemm, weights, range, zero, across, grid, ld_v, stride_v, ld_m, stride_m }
+        Winograd { spec, form, norm: None, gemm, weights, range, zero, across, grid, ld_v, stride_v, ld_m, stride_m }
+    }
+
+    /// Behind a norm, which is applied while the input is read.
+    pub(super) fn behind(self, clamp: Option<Activation>) -> Self {
+        Winograd { norm: Some(clamp), ..self }
     }
 
     /// Floats of the table of pointers, of V, of M, and of what is thrown away.
@@ -239,6 +246,7 @@ impl Winograd {
                 squares: Squares { spec: &self.spec, across: self.across, zero },
                 tiles: squares.clone(),
                 input,
+                norm: self.norm.map(|clamp| OnLoad::new(io.inputs[2], self.spec.input.c, clamp)),
                 v,
                 ld: self.ld_v,
                 stride: self.stride_v,
@@ -355,7 +363,8 @@ impl super::weights::Form for Winograd {
 impl Kernel for Winograd {
     fn name(&self) -> String {
         let m = self.form.outputs();
-        format!("winograd_{m}x{m}_{}_{} {}", self.spec.label(), self.gemm.tile_name(), self.gemm.isa().name())
+        let norm = if self.norm.is_some() { "norm_" } else { "" };
+        format!("{norm}winograd_{m}x{m}_{}_{} {}", self.spec.label(), self.gemm.tile_name(), self.gemm.isa().name())
     }
 
     fn tiles(&self) -> usize {

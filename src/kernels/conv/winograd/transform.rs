@@ -10,6 +10,8 @@ use super::points::{MOST_IN, MOST_OUT, MOST_TAPS, Points, Turned};
 use crate::activation::Activation;
 use crate::kernels::conv::ConvSpec;
 use crate::kernels::conv::weights::Order;
+use crate::kernels::gemm::clamp_of;
+use crate::kernels::norm::train::{SCALE, SHIFT};
 use crate::kernels::{Io, Map};
 
 /// Filters that are transformed side by side.
@@ -176,11 +178,29 @@ pub(super) struct Squares<'a> {
     pub(super) zero: *const f32,
 }
 
+/// A batch norm and a clamp that are applied to what is read: `clamp(x · scale + shift)`. The padding stays zero.
+#[derive(Clone, Copy)]
+pub(super) struct OnLoad {
+    scale: *const f32,
+    shift: *const f32,
+    range: [f32; 2],
+}
+
+impl OnLoad {
+    /// By the table of a norm of so many channels, which may be anywhere until it is read.
+    pub(super) fn new(table: *const f32, channels: usize, clamp: Option<Activation>) -> Self {
+        let [scale, shift] = [SCALE, SHIFT].map(|row| table.wrapping_add(row * channels));
+        OnLoad { scale, shift, range: clamp_of(clamp) }
+    }
+}
+
 /// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`.
 pub(super) struct Before<'a, P> {
     pub(super) squares: Squares<'a>,
     pub(super) tiles: Range<usize>,
     pub(super) input: *const f32,
+    /// What is done to every input, if anything.
+    pub(super) norm: Option<OnLoad>,
     pub(super) v: *mut f32,
     /// Floats from tile to tile and from position to position.
     pub(super) ld: usize,
@@ -201,6 +221,8 @@ impl<P: Points> Task for Before<'_, P> {
             let [image, oy, ox] = origin::<P>(tile, across);
             let start = |o: usize, axis: usize| (o * P::STRIDE).wrapping_sub(spec.placed.before[axis]);
             let (y0, x0) = (start(oy, 0), start(ox, 1));
+            let within = |from: usize, len: usize| from < len && from + P::IN <= len;
+            let inside = within(y0, h) && within(x0, w);
             let mut at = [std::ptr::null(); MOST_IN * MOST_IN];
             for i in 0..P::IN {
                 // Wrapping: a coordinate before the image becomes a huge one.
@@ -208,8 +230,7 @@ impl<P: Points> Task for Before<'_, P> {
                 let line = self.input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld));
                 for j in 0..P::IN {
                     let x = x0.wrapping_add(j);
-                    let inside = y < h && x < w;
-                    at[i * P::IN + j] = if inside { line.wrapping_add(x * ld) } else { zero };
+                    at[i * P::IN + j] = if y < h && x < w { line.wrapping_add(x * ld) } else { zero };
                 }
             }
             // SAFETY: every pointer has `c` channels behind it, and V has room for whole registers of them.
@@ -223,24 +244,74 @@ impl<P: Points> Task for Before<'_, P> {
                             S::prefetch_far(at[i].wrapping_add(ahead + channel));
                         }
                     }
-                    square_before::<S, P>(&at, channel, None, to.add(channel), self.stride);
+                    let (to, plain) = (to.add(channel), |from: *const f32| S::load(from.add(channel)));
+                    match self.norm.map(|norm| Normed::<S>::new(norm, channel, None)) {
+                        None => square_before::<S, P>(&at, plain, to, self.stride),
+                        Some(norm) if inside => {
+                            square_before::<S, P>(&at, |from| norm.of(plain(from)), to, self.stride);
+                        }
+                        Some(norm) => {
+                            square_before::<S, P>(&at, |from| norm.unless(from == zero, plain(from)), to, self.stride);
+                        }
+                    }
                     channel += S::LANES;
                 }
                 if channel < c {
-                    let mask = Some(S::mask(c - channel));
-                    square_before::<S, P>(&at, channel, mask, to.add(channel), self.stride);
+                    let mask = S::mask(c - channel);
+                    let (to, some) = (to.add(channel), |from: *const f32| S::load_masked(from.add(channel), mask));
+                    match self.norm.map(|norm| Normed::<S>::new(norm, channel, Some(mask))) {
+                        None => square_before::<S, P>(&at, some, to, self.stride),
+                        Some(norm) => {
+                            square_before::<S, P>(&at, |from| norm.unless(from == zero, some(from)), to, self.stride);
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// One register of channels of one tile.
+/// A norm of one register of channels.
+#[derive(Clone, Copy)]
+struct Normed<S: Simd> {
+    scale: S::V,
+    shift: S::V,
+    range: [S::V; 2],
+}
+
+impl<S: Simd> Normed<S> {
+    /// # Safety
+    /// The channels from this one on, or those of the mask, are readable in the rows of the table.
+    #[inline(always)]
+    unsafe fn new(norm: OnLoad, channel: usize, mask: Option<S::M>) -> Self {
+        // SAFETY: as demanded.
+        unsafe {
+            let load = |row: *const f32| match mask {
+                None => S::load(row.add(channel)),
+                Some(mask) => S::load_masked(row.add(channel), mask),
+            };
+            Normed { scale: load(norm.scale), shift: load(norm.shift), range: norm.range.map(|end| S::splat(end)) }
+        }
+    }
+
+    #[inline(always)]
+    fn of(self, x: S::V) -> S::V {
+        // SAFETY: arithmetic in registers.
+        unsafe { S::min(self.range[1], S::max(self.range[0], S::fma(x, self.scale, self.shift))) }
+    }
+
+    /// Nothing but zero where there is padding.
+    #[inline(always)]
+    fn unless(self, padding: bool, x: S::V) -> S::V {
+        if padding { x } else { self.of(x) }
+    }
+}
+
+/// One register of channels of one tile, `load` from behind the pointers.
 #[inline(always)]
 unsafe fn square_before<S: Simd, P: Points>(
     at: &[*const f32; MOST_IN * MOST_IN],
-    channel: usize,
-    mask: Option<S::M>,
+    load: impl Fn(*const f32) -> S::V,
     to: *mut f32,
     stride: usize,
 ) {
@@ -250,11 +321,7 @@ unsafe fn square_before<S: Simd, P: Points>(
         for j in 0..P::IN {
             let mut d = [S::zero(); MOST_IN];
             for i in 0..P::IN {
-                let from = at[i * P::IN + j].add(channel);
-                d[i] = match mask {
-                    None => S::load(from),
-                    Some(mask) => S::load_masked(from, mask),
-                };
+                d[i] = load(at[i * P::IN + j]);
             }
             let d = P::before::<S>(d);
             for i in 0..P::IN {
