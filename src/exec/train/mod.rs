@@ -8,7 +8,7 @@
 //!   the last, on the way back as on the way there, so what backward reads is kept, and nothing else;
 //! - `forward` and `backward` write each operation's steps;
 //! - `moments` measures what norms read, each map once;
-//! - `on_load` leaves norms to the 1×1 convolutions behind them;
+//! - `on_load` leaves norms to the convolutions behind them;
 //! - `streamed` hands gradients on as soon as they are complete, if that is asked for;
 //! - `again` chooses what the way back computes again instead of having it kept;
 //! - `run` hands the memory to the kernels.
