@@ -29,6 +29,16 @@ pub(super) struct Tile {
     pub(super) columns: usize,
 }
 
+/// Writes out a step for every `k`: the compiler would make a loop of it, and its weights would lie in memory.
+macro_rules! sixteen_times {
+    ($step:ident) => {
+        sixteen_times!($step: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($step:ident: $($k:literal)*) => {
+        $($step!($k);)*
+    };
+}
+
 /// The routine, where registers are wide enough and there are enough of them.
 pub(super) fn routine(isa: Isa) -> Option<unsafe fn(&Tile)> {
     match isa {
@@ -49,9 +59,12 @@ impl Routine for Narrow {
         // SAFETY: the caller vouches for `rows` rows of A and C and for all weights.
         unsafe {
             let mut w = [S::zero(); SIDE];
-            for k in 0..SIDE {
-                w[k] = S::load(t.b.add(k * S::LANES));
+            macro_rules! load {
+                ($k:literal) => {
+                    w[$k] = S::load(t.b.add($k * S::LANES))
+                };
             }
+            sixteen_times!(load);
             let last = S::mask(t.columns);
             let mut row = 0;
             while row + 8 <= t.rows {
@@ -73,11 +86,14 @@ unsafe fn rows<S: Simd, const R: usize>(t: &Tile, row: usize, w: &[S::V; SIDE], 
     unsafe {
         let a = t.a.add(row * SIDE);
         let mut acc = [S::zero(); R];
-        for k in 0..SIDE {
-            for r in 0..R {
-                acc[r] = S::fma(S::splat(*a.add(r * SIDE + k)), w[k], acc[r]);
-            }
+        macro_rules! step {
+            ($k:literal) => {
+                for r in 0..R {
+                    acc[r] = S::fma(S::splat(*a.add(r * SIDE + $k)), w[$k], acc[r]);
+                }
+            };
         }
+        sixteen_times!(step);
         for r in 0..R {
             S::store_masked(t.c.add((row + r) * t.ldc), acc[r], last);
         }

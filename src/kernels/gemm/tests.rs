@@ -29,6 +29,13 @@ fn pieces_cover_taps_and_k_once_in_order() {
 fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
     use crate::simd::codegen;
     for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
+        if let Some(narrow) = narrow::routine(isa) {
+            let loops = codegen::loops(narrow as *const ());
+            let products = 8 * narrow::SIDE;
+            let main = codegen::with_products(&loops, isa, products, "narrow");
+            assert!(main.moves == 0 || codegen::arithmetic_is_checked(), "narrow: {main:?}");
+            loops.iter().for_each(|l| l.assert_in_registers("narrow", 0));
+        }
         for vectors in 1..=micro::max_vectors(isa) {
             for rows in 1..=micro::max_rows(isa, vectors) {
                 let what = format!("{rows}×{vectors} {}", isa.name());
