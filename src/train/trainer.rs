@@ -356,6 +356,7 @@ impl Trainer {
         if let Some(at) = self.plans.iter().position(|(planned, _)| *planned == key) {
             return Ok(at);
         }
+        self.plans.retain(|(planned, _)| planned.1 == key.1);
         self.plans.truncate(1);
         let options = if key.1 { self.training.clone().stream_gradients() } else { self.training.clone() };
         let plan = TrainPlan::new(&self.graph, &self.params, key.0, &options)?;
