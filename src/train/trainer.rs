@@ -225,7 +225,7 @@ impl Trainer {
         let at = self.plan_for((batch.shape()?, true))?;
         let (loss, slopes) = self.forward(at, batch)?;
         let (optimizer, mut sum) = (&mut self.optimizer, 0.0);
-        let moved = self.plans[at].1.backward_each(&mut self.params, &named(&slopes), &mut |id, weight, gradient| {
+        let moved = self.plans[at].1.backward_each(&mut self.params, &named(&slopes), |id, weight, gradient| {
             sum += squares(gradient);
             if sum.is_finite() {
                 optimizer.update(id.index(), weight, gradient, rate);

@@ -58,7 +58,7 @@ impl TrainPlan {
     /// let (graph, mut params) = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?.into_parts();
     /// let mut plan = TrainPlan::new(&graph, &params, [2, 3, 32, 32], &TrainOptions::new().stream_gradients())?;
     /// let slope = plan.forward(&mut params, &Tensor::zeros(&[2, 3, 32, 32]), 0)?.logits().clone();
-    /// plan.backward_each(&mut params, &[("logits", &slope)], &mut |_, weight, gradient| {
+    /// plan.backward_each(&mut params, &[("logits", &slope)], |_, weight, gradient| {
     ///     weight.iter_mut().zip(gradient).for_each(|(w, g)| *w -= 0.1 * g);
     ///     Ok(())
     /// })?;
@@ -72,7 +72,7 @@ impl TrainPlan {
         &mut self,
         params: &mut Params,
         of: &[(&str, &Tensor)],
-        each: &mut dyn FnMut(ParamId, &mut [f32], &[f32]) -> Result<()>,
+        mut each: impl FnMut(ParamId, &mut [f32], &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check(params)?;
         self.prepare_back(of)?;
