@@ -211,7 +211,8 @@ impl Trainer {
     /// One step: forward, loss, backward, update.
     ///
     /// Without clipping, which needs all gradients at once, every parameter is moved on the way back, as soon as its
-    /// gradient is complete: gradients then take no memory of their own, and [`Trainer::gradients`] has none.
+    /// gradient is complete: gradients then take no memory of their own, and [`Trainer::gradients`] has none. A gradient
+    /// that is not finite moves nothing, but those that were complete before it have moved their parameters already.
     ///
     /// # Errors
     /// Those of [`Trainer::accumulate`] and [`Trainer::update`].
