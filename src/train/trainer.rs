@@ -226,14 +226,15 @@ impl Trainer {
         let at = self.plan_for((batch.shape()?, true))?;
         let (loss, slopes) = self.forward(at, batch)?;
         let (optimizer, mut sum) = (&mut self.optimizer, 0.0);
-        let moved = self.plans[at].1.backward_each(&mut self.params, &named(&slopes), |id, weight, gradient| {
-            sum += squares(gradient);
-            if sum.is_finite() {
-                optimizer.update(id.index(), weight, gradient, rate);
-                return Ok(());
-            }
-            Err(Error::invalid("gradients", "not finite"))
-        });
+        let moved =
+            self.plans[at].1.backward_each(&mut self.params, &named(&self.heads, &slopes), |id, weight, gradient| {
+                sum += squares(gradient);
+                if sum.is_finite() {
+                    optimizer.update(id.index(), weight, gradient, rate);
+                    return Ok(());
+                }
+                Err(Error::invalid("gradients", "not finite"))
+            });
         if !sum.is_finite() {
             return Err(self.broke_down("gradient norm", sum));
         }
@@ -258,7 +259,7 @@ impl Trainer {
         }
         let (loss, slopes) = self.forward(at, batch)?;
         let plan = &mut self.plans[at].1;
-        let gradients = plan.backward(&named(&slopes))?;
+        let gradients = plan.backward(&named(&self.heads, &slopes))?;
         if first {
             plan.exchange_gradients(self.gradients.memory());
             self.gradients.begin(batch.len() as f64);
@@ -272,7 +273,7 @@ impl Trainer {
     }
 
     /// Forward and loss: the joined loss, and its gradient with respect to every head.
-    fn forward(&mut self, at: usize, batch: &Batch) -> Result<(f64, Vec<(String, Tensor)>)> {
+    fn forward(&mut self, at: usize, batch: &Batch) -> Result<(f64, Vec<Tensor>)> {
         let outputs = self.plans[at].1.forward(&mut self.params, &batch.images, self.progress.forwards)?;
         let mut values = Vec::with_capacity(self.heads.len());
         let mut slopes = Vec::with_capacity(self.heads.len());
@@ -282,7 +283,7 @@ impl Trainer {
                 loss.gradient.as_mut_slice().iter_mut().for_each(|g| *g *= head.weight as f32);
             }
             values.push((head.name.as_str(), loss.value, head.weight));
-            slopes.push((head.name.clone(), loss.gradient));
+            slopes.push(loss.gradient);
         }
         let loss: f64 = values.iter().map(|(_, value, weight)| value * weight).sum();
         if !loss.is_finite() {
@@ -372,7 +373,7 @@ impl Trainer {
     }
 }
 
-/// The gradients of outputs as a plan takes them.
-fn named(slopes: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
-    slopes.iter().map(|(name, slope)| (name.as_str(), slope)).collect()
+/// The gradients of the heads as a plan takes them.
+fn named<'a>(heads: &'a [Head], slopes: &'a [Tensor]) -> Vec<(&'a str, &'a Tensor)> {
+    heads.iter().map(|head| head.name.as_str()).zip(slopes).collect()
 }

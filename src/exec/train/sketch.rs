@@ -153,7 +153,7 @@ pub(super) struct Sketch {
     /// Steps of the way forward, as soon as it is written.
     pub(super) forward_steps: usize,
     /// Gradients that are complete and will be handed on, and those that are.
-    pub(super) waiting: Vec<HandedOn>,
+    pub(super) waiting: Vec<(ParamId, usize)>,
     pub(super) handed: Vec<HandedOn>,
     /// The layer whose steps are being written, and the shape of what it computes.
     pub(super) path: String,
@@ -244,7 +244,7 @@ impl Sketch {
     /// Hands on the gradients that wait, behind the last step so far.
     pub(super) fn hand_on(&mut self) {
         let after = self.len().saturating_sub(1);
-        self.handed.extend(self.waiting.drain(..).map(|gradient| HandedOn { after, ..gradient }));
+        self.handed.extend(self.waiting.drain(..).map(|(id, buffer)| HandedOn { id, buffer, after }));
     }
 
     /// When each buffer is in use. What was placed for a value that nothing computes has no floats.

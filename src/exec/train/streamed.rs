@@ -2,7 +2,7 @@
 //! during the way back never has them all in memory.
 
 use super::forward::Author;
-use super::sketch::{At, HandedOn};
+use super::sketch::At;
 use crate::error::Result;
 use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op, ParamId};
@@ -55,10 +55,10 @@ impl<'a> Author<'a> {
     pub(super) fn complete(&mut self, unit: &Unit) {
         for id in unit.op.params() {
             if let At::Buffer(buffer, _) = std::mem::replace(&mut self.streamed[id.index()], At::None) {
-                self.sketch.waiting.push(HandedOn { id, buffer, after: 0 });
+                self.sketch.waiting.push((id, buffer));
             }
         }
-        let floats: usize = self.sketch.waiting.iter().map(|gradient| self.sketch.buffers[gradient.buffer]).sum();
+        let floats: usize = self.sketch.waiting.iter().map(|&(_, buffer)| self.sketch.buffers[buffer]).sum();
         if floats >= TOGETHER {
             self.sketch.hand_on();
         }
