@@ -12,8 +12,9 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
+use super::filters::{SIDE, gather};
 use super::points::{F2, F4, MOST_IN, Turned};
-use super::transform::{Before, OnLoad, SIDE, Squares, Turn, gather};
+use super::transform::{Before, OnLoad, Squares, Turn};
 use super::{Form, LEAST_CHANNELS};
 use crate::kernels::conv::ConvSpec;
 use crate::kernels::conv::grad::{pointwise::Source, weight::WeightGradient};

@@ -26,14 +26,16 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
+mod filters;
 pub mod grad;
 mod points;
 #[cfg(test)]
 mod tests;
 mod transform;
 
+use self::filters::{SIDE, Spread};
 use self::points::{F2, F2Five, F2Strided, F4, Points};
-use self::transform::{After, Before, OnLoad, Spread, Squares};
+use self::transform::{After, Before, OnLoad, Squares};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};
@@ -329,12 +331,12 @@ impl Packing for WinogradPacking {
                 std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
             )
         };
-        if !columns.len().is_multiple_of(transform::SIDE) {
+        if !columns.len().is_multiple_of(SIDE) {
             values.fill(0.0);
         }
         let depth = self.order.taps * self.gemm.extent().k;
-        for start in columns.clone().step_by(transform::SIDE) {
-            let end = columns.end.min(start + transform::SIDE);
+        for start in columns.clone().step_by(SIDE) {
+            let end = columns.end.min(start + SIDE);
             let part = [start - columns.start, end - start, width];
             match self.order.direction {
                 Direction::Forward => {

@@ -1,0 +1,154 @@
+//! The transform of filters by the [`points`](super::points) of a form, in f64, and its way back.
+
+use super::points::{MOST_IN, MOST_TAPS, Points};
+use crate::kernels::conv::weights::Order;
+use crate::simd::{Simd, Task};
+use std::marker::PhantomData;
+
+/// Filters that are transformed side by side.
+pub(super) const SIDE: usize = 16;
+
+/// `G·g` in f64, or `Gᵀ·s`: what comes out of one line of a square.
+type Line<const N: usize> = [[f64; SIDE]; N];
+
+/// `sum += factor · values`, side by side. Factors are constants, and most are zero in half of the taps.
+#[inline(always)]
+fn add(sum: &mut [f64; SIDE], factor: f64, values: &[f64; SIDE]) {
+    if factor != 0.0 {
+        for n in 0..SIDE {
+            sum[n] += factor * values[n];
+        }
+    }
+}
+
+/// `G·g` for one line of taps. What two rows of a pair have in common is computed once.
+#[inline(always)]
+fn spread<P: Points>(g: &Line<MOST_TAPS>) -> Line<MOST_IN> {
+    let mut line = [[0.0; SIDE]; MOST_IN];
+    for i in 0..P::IN {
+        if i == 0 || i > 2 * P::PAIRS {
+            for y in 0..P::TAPS {
+                add(&mut line[i], P::G[i][y], &g[y]);
+            }
+        } else if i % 2 == 1 {
+            let [mut even, mut odd] = [[0.0; SIDE]; 2];
+            for y in 0..P::TAPS {
+                add(if y % 2 == 0 { &mut even } else { &mut odd }, P::G[i][y], &g[y]);
+            }
+            for n in 0..SIDE {
+                (line[i][n], line[i + 1][n]) = (even[n] + odd[n], even[n] - odd[n]);
+            }
+        }
+    }
+    line
+}
+
+/// `Gᵀ·s`, the way back through [`spread`].
+#[inline(always)]
+pub(super) fn gather<P: Points>(s: &Line<MOST_IN>) -> Line<MOST_TAPS> {
+    let mut line = [[0.0; SIDE]; MOST_TAPS];
+    for i in 0..P::IN {
+        if i == 0 || i > 2 * P::PAIRS {
+            for y in 0..P::TAPS {
+                add(&mut line[y], P::G[i][y], &s[i]);
+            }
+        } else if i % 2 == 1 {
+            let [mut even, mut odd] = [[0.0; SIDE]; 2];
+            for n in 0..SIDE {
+                (even[n], odd[n]) = (s[i][n] + s[i + 1][n], s[i][n] - s[i + 1][n]);
+            }
+            for y in 0..P::TAPS {
+                add(&mut line[y], P::G[i][y], if y % 2 == 0 { &even } else { &odd });
+            }
+        }
+    }
+    line
+}
+
+/// `G·g·Gᵀ` of up to 16 output channels in f64, rounded once: position `p` of input channel `k` and the `i`-th of the
+/// output channels goes to `values[(p · channels + k) · width + first + i]`.
+pub(super) struct Spread<'a, P> {
+    /// The taps, those of the first output channel first.
+    taps: &'a [f32],
+    order: Order,
+    channels: usize,
+    first: usize,
+    count: usize,
+    width: usize,
+    values: &'a mut [f32],
+    points: PhantomData<P>,
+}
+
+impl<'a, P> Spread<'a, P> {
+    /// The filters of `count` output channels, columns `first` and on of a panel of `width`.
+    pub(super) fn new(
+        taps: &'a [f32],
+        order: Order,
+        [channels, first, count, width]: [usize; 4],
+        values: &'a mut [f32],
+    ) -> Self {
+        Spread { taps, order, channels, first, count, width, values, points: PhantomData }
+    }
+}
+
+/// A panel of more floats is written past the caches: its positions lie so far apart that all fall into the same few sets.
+const STREAMED: usize = 1 << 15;
+
+impl<P: Points> Task for Spread<'_, P> {
+    type Output = ();
+
+    // Plain loops over fixed lengths: the compiler makes vectors of whatever the instruction set has.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Spread { taps, order, channels, first, count, width, values, .. } = self;
+        let window = P::TAPS * P::TAPS;
+        let streamed = values.len() >= STREAMED && count == SIDE;
+        // Columns of taps, and rows of G·g.
+        let mut g = [[[0.0; SIDE]; MOST_TAPS]; MOST_TAPS];
+        let mut rows = [[[0.0; SIDE]; MOST_TAPS]; MOST_IN];
+        for k in 0..channels {
+            for n in 0..count {
+                let from = &taps[n * order.output + k * order.input..][..window];
+                for tap in 0..window {
+                    g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(from[order.tap(tap)]);
+                }
+            }
+            for x in 0..P::TAPS {
+                let column = spread::<P>(&g[x]);
+                (0..P::IN).for_each(|i| rows[i][x] = column[i]);
+            }
+            for i in 0..P::IN {
+                let row = spread::<P>(&rows[i]);
+                for j in 0..P::IN {
+                    let to = &mut values[((i * P::IN + j) * channels + k) * width + first..][..count];
+                    let sums = row[j].map(|sum| sum as f32);
+                    if streamed {
+                        // SAFETY: there are `SIDE` floats here, and packed columns start on a whole register's boundary.
+                        unsafe { stream::<S>(&sums, to.as_mut_ptr()) };
+                        continue;
+                    }
+                    match to.first_chunk_mut::<SIDE>() {
+                        Some(to) => *to = sums,
+                        None => to.copy_from_slice(&sums[..count]),
+                    }
+                }
+            }
+        }
+        if streamed {
+            // SAFETY: it has no condition.
+            unsafe { S::streamed() };
+        }
+    }
+}
+
+/// Writes past the caches.
+///
+/// # Safety
+/// `to` is writable for `SIDE` floats and lies on a cache line's boundary.
+#[inline(always)]
+unsafe fn stream<S: Simd>(values: &[f32; SIDE], to: *mut f32) {
+    for i in (0..SIDE).step_by(S::LANES) {
+        // SAFETY: passed on.
+        unsafe { S::stream(to.add(i), S::load(values.as_ptr().add(i))) };
+    }
+}
