@@ -51,6 +51,7 @@ mod avx2;
 mod avx512;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) mod codegen;
+mod cpu;
 mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -59,6 +60,7 @@ mod scalar;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod simd128;
 
+pub use cpu::{adds_apart, first_cache};
 pub use math::{activation_gradient, apply_activation, exp, has_output_gradient, output_gradient, sigmoid, silu};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;

@@ -25,9 +25,9 @@ pub(super) struct Tile {
     pub(super) rows_stride: usize,
     /// Pixel pointers of the tile that comes next, whose activations are fetched into the cache meanwhile; or null.
     pub(super) next: *const *const f32,
-    /// Weights that will be used after these: so many cache lines of them are fetched for every four of `k`.
+    /// Weights that will be used after these: so many parts of [`PARTS`] of a cache line are fetched for every four of `k`.
     pub(super) later: *const f32,
-    pub(super) later_lines: usize,
+    pub(super) later_parts: usize,
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
     pub(super) taps: usize,
@@ -64,7 +64,7 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
             let last = S::mask(t.last_lanes);
             let mut acc = start::<S, MR, NRV>(t, last);
             let mut b = t.b;
-            let mut later = t.later;
+            let (mut later, mut due) = (t.later, 0);
             for tap in 0..t.taps {
                 let mut a = [std::ptr::null(); MR];
                 for m in 0..MR {
@@ -75,9 +75,11 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                     if k.is_multiple_of(16) {
                         fetch_next::<S, MR, NRV>(t, tap, k);
                     }
-                    for _ in 0..t.later_lines {
+                    due += t.later_parts;
+                    while due >= PARTS {
                         S::prefetch_far(later);
                         later = later.wrapping_add(LINE);
+                        due -= PARTS;
                     }
                     for step in 0..4 {
                         accumulate::<S, MR, NRV>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
@@ -150,6 +152,9 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
 
 /// Floats ahead of the weights in use that are fetched into the first cache.
 const PREFETCH: usize = 512;
+
+/// Fractions of a cache line.
+pub(super) const PARTS: usize = 16;
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;

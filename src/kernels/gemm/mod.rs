@@ -23,7 +23,7 @@ mod tests;
 
 use crate::activation::Activation;
 use crate::simd::{self, Isa, Simd, Task};
-use micro::{LINE, Micro, Tile};
+use micro::{LINE, Micro, PARTS, Tile};
 use std::ops::Range;
 
 /// The extent of a product: rows of `A` are `taps` runs of `k` floats each, rows of `C` have `n`.
@@ -113,6 +113,8 @@ pub struct Gemm {
     extent: Extent,
     panels: Vec<Panel>,
     pieces: Vec<Piece>,
+    /// Parts of k for [`run_each`](Gemm::run_each).
+    each: Vec<Range<usize>>,
     activation: Option<Activation>,
     activate: unsafe fn(Activate),
     /// Microkernels by registers and rows, both counted from one.
@@ -131,10 +133,11 @@ impl Gemm {
             .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
             .collect();
         let pieces = cut_pieces(extent, widest * isa.lanes());
+        let each = cut_each(extent.k, 4 * widest * isa.lanes());
         let activate = isa.entry::<Activate>();
         let fits = extent.k == narrow::SIDE && extent.n <= narrow::SIDE;
         let narrow = narrow::routine(isa).filter(|_| fits);
-        Gemm { isa, extent, panels, pieces, activation, activate, micros, narrow }
+        Gemm { isa, extent, panels, pieces, each, activation, activate, micros, narrow }
     }
 
     /// Floats of the packed weights and, behind them, one bias per lane of every panel.
@@ -217,7 +220,7 @@ impl Gemm {
                         rows_stride: rows.stride,
                         next: std::ptr::null(),
                         later: std::ptr::null(),
-                        later_lines: 0,
+                        later_parts: 0,
                         skip: rows.skip + piece.k.start,
                         taps: piece.taps.len(),
                         k: piece.k.len(),
@@ -233,9 +236,9 @@ impl Gemm {
                 };
                 // All of the next piece while this one is multiplied, spread over the tiles of rows.
                 let steps = piece.taps.len() * (piece.k.len() / 4).max(1) * m.div_ceil(micros.len());
-                let lines = weights.div_ceil(LINE * steps).clamp(2, 6);
+                let parts = (PARTS * weights).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
                 let below = nth == 0 && self.extent.taps == 1;
-                let ahead = Ahead { rows: if below { Next::Below } else { Next::None }, weights, lines };
+                let ahead = Ahead { rows: if below { Next::Below } else { Next::None }, weights, parts };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
@@ -266,33 +269,37 @@ impl Gemm {
         }
         let zero = [0.0; ZEROS];
         let micros = &self.micros[vectors - 1];
-        // All weights of the next tap while this one is multiplied, spread evenly over the tiles of rows.
-        let lines = (vectors * lanes * 4).div_ceil(LINE * m.div_ceil(micros.len())).min(8);
         for tap in 0..taps {
-            // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
-            unsafe {
-                let tile = Tile {
-                    rows: rows.table.add(tap * rows.stride),
-                    rows_stride: rows.stride,
-                    next: std::ptr::null(),
-                    later: std::ptr::null(),
-                    later_lines: 0,
-                    skip: rows.skip,
-                    taps: 1,
-                    k,
-                    b: packed.add(weights + tap * k * vectors * lanes),
-                    c: to.c.add(tap * to.stride),
-                    ldc: to.ld,
-                    last_lanes: len - (vectors - 1) * lanes,
-                    bias: zero.as_ptr(),
-                    residual: std::ptr::null(),
-                    ld_residual: 0,
-                    range: [f32::NEG_INFINITY, f32::INFINITY],
-                };
-                // The weights of the next tap lie behind those of this one.
-                let weights = if tap + 1 < taps { k * vectors * lanes } else { 0 };
-                let rows = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
-                sweep(m, tile, micros, Ahead { rows, weights, lines }, None);
+            for piece in &self.each {
+                let k_len = piece.len();
+                // The weights of the next tap lie behind those of this one, and behind those of the last the next panel's:
+                // all of them while this piece is multiplied, spread evenly over the tiles of rows.
+                let ahead = if tap + 1 < taps || panel + 1 < self.panels.len() { k * vectors * lanes } else { 0 };
+                let steps = (k_len / 4).max(1) * m.div_ceil(micros.len());
+                let parts = (PARTS * k_len * vectors * lanes).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
+                let next = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
+                // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
+                unsafe {
+                    let tile = Tile {
+                        rows: rows.table.add(tap * rows.stride),
+                        rows_stride: rows.stride,
+                        next: std::ptr::null(),
+                        later: std::ptr::null(),
+                        later_parts: 0,
+                        skip: rows.skip + piece.start,
+                        taps: 1,
+                        k: k_len,
+                        b: packed.add(weights + (tap * k + piece.start) * vectors * lanes),
+                        c: to.c.add(tap * to.stride),
+                        ldc: to.ld,
+                        last_lanes: len - (vectors - 1) * lanes,
+                        bias: if piece.start == 0 { zero.as_ptr() } else { std::ptr::null() },
+                        residual: std::ptr::null(),
+                        ld_residual: 0,
+                        range: [f32::NEG_INFINITY, f32::INFINITY],
+                    };
+                    sweep(m, tile, micros, Ahead { rows: next, weights: ahead, parts }, None);
+                }
             }
         }
     }
@@ -316,8 +323,8 @@ struct Ahead {
     rows: Next,
     /// Floats of the weights of the next piece, which lie behind those in use.
     weights: usize,
-    /// Cache lines of them for every four of k.
-    lines: usize,
+    /// Parts of a cache line of them for every four of k; see [`PARTS`].
+    parts: usize,
 }
 
 /// An activation that is more than a clamp, for the tile just computed while it lies in the first cache.
@@ -334,13 +341,13 @@ struct Smooth {
 /// As [`Gemm::run`] for the columns of `tile`.
 unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
     let tiles = m.div_ceil(micros.len());
-    let fetched = tile.taps * (tile.k / 4) * ahead.lines * LINE;
+    let fetched = tile.taps * (tile.k / 4) * ahead.parts / PARTS * LINE;
     let mut from = 0;
     for i in 0..tiles {
         let to = (i + 1) * m / tiles;
         let height = to - from;
         tile.later = tile.b.wrapping_add(ahead.weights + i * fetched);
-        tile.later_lines = if i * fetched < ahead.weights { ahead.lines } else { 0 };
+        tile.later_parts = if i * fetched < ahead.weights { ahead.parts } else { 0 };
         // SAFETY: `from < to ≤ m` and `height ≤ micros.len()`; the next tile may be one row lower than this one, so at the
         // end of the table it is not looked at.
         unsafe {
@@ -421,6 +428,22 @@ fn cut_pieces(extent: Extent, width: usize) -> Vec<Piece> {
     }
     let parts = taps.div_ceil(budget / k);
     (0..parts).map(|i| Piece { taps: i * taps / parts..(i + 1) * taps / parts, k: 0..k }).collect()
+}
+
+/// Most cache lines of weights that are fetched for every four of k: more hold up what is multiplied.
+const MOST_LINES: usize = 6;
+
+/// The first cache of this size holds what follows beside the rows in use and their sums.
+const ROOMY: usize = 48 << 10;
+/// Bytes of weights that are multiplied with one tile of rows after the other.
+const EACH_BYTES: usize = 32 << 10;
+
+/// Cuts the sum over k so that a panel's weights stay in the first cache from tile to tile, if that is large enough: then
+/// what is fetched into the second does not wait behind them.
+fn cut_each(k: usize, row_bytes: usize) -> Vec<Range<usize>> {
+    let parts = if simd::first_cache() < ROOMY { 1 } else { (k * row_bytes).div_ceil(EACH_BYTES).max(1) };
+    let cut = |i: usize| (i * k / parts).next_multiple_of(4).min(k);
+    (0..parts).map(|i| cut(i)..cut(i + 1)).collect()
 }
 
 /// Applies a smooth activation in place: outside the microkernel, where it would be unrolled for every accumulator.

@@ -41,7 +41,7 @@ use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows, clamp_of, is_clamp};
 use crate::kernels::norm::train::{SCALE, SHIFT};
 use crate::kernels::{Io, Kernel, Weights};
-use crate::simd::Isa;
+use crate::simd::{Isa, adds_apart};
 use crate::tensor::AlignedBuf;
 
 /// Products of blocks.
@@ -73,7 +73,7 @@ pub(super) fn applicable(spec: &ConvSpec) -> bool {
         && spec.epilogue.activation.is_none_or(is_clamp)
 }
 
-/// Whether [`strassen`] is faster than the plain product; by shape alone.
+/// Whether [`strassen`] is faster than the plain product; by shape, and by what the CPU's additions cost.
 ///
 /// Of every hundred multiplications it saves twelve; in the time of one register of products, six cycles of loading,
 /// adding and storing for every register of output are lost, and some for every register of input. What is left pays for
@@ -83,7 +83,7 @@ pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
     let pixels = spec.output.h * spec.output.w;
     applicable(spec)
         && match input {
-            Input::Ready => pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
+            Input::Ready => adds_apart() && pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
             Input::Raw => pixels >= 40 && inputs >= 96 && outputs >= 64,
         }
 }

@@ -20,9 +20,10 @@
 //! # Accuracy
 //!
 //! Transforms add, subtract and scale, and errors grow with the entries of the matrices. `m` = 2 errs less than the
-//! direct sum does (its sums are shorter), `m` = 4 with the points 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root
-//! mean square of the output at 512 channels. 5×5 windows have two outputs at the same points and lie between. Weights are transformed in f64 and rounded once. Sums run over the
-//! channels in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
+//! direct sum does (its sums are shorter), `m` = 3 with the points 0, 1, −½, −2, ∞ a little more, `m` = 4 with the points
+//! 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root mean square of the output at 512 channels. 5×5 windows have two
+//! outputs at the same points and lie between. Weights are transformed in f64 and rounded once. Sums run over the channels
+//! in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
@@ -34,7 +35,7 @@ mod tests;
 mod transform;
 
 use self::filters::{SIDE, Spread};
-use self::points::{F2, F2Five, F2Strided, F4, Points};
+use self::points::{F2, F2Five, F2Strided, F3, F4, Points};
 use self::transform::{After, Before, OnLoad, Squares};
 use super::ConvSpec;
 use super::grid::Grid;
@@ -52,6 +53,8 @@ use std::marker::PhantomData;
 pub enum Form {
     /// F(2×2, 3×3): 2×2 outputs by 16 multiplications instead of 36; weights grow by 16/9.
     F2,
+    /// F(3×3, 3×3): 3×3 outputs by 25 multiplications instead of 81; weights grow by 25/9.
+    F3,
     /// F(4×4, 3×3): 4×4 outputs by 36 multiplications instead of 144; weights grow fourfold.
     F4,
     /// F(2×2, 5×5): 2×2 outputs by 36 multiplications instead of 100; weights grow by 36/25.
@@ -61,7 +64,7 @@ pub enum Form {
 }
 
 impl Form {
-    pub(super) const ALL: [Form; 4] = [Form::F2, Form::F4, Form::F2Five, Form::F2Strided];
+    pub(super) const ALL: [Form; 5] = [Form::F2, Form::F3, Form::F4, Form::F2Five, Form::F2Strided];
 
     /// Sides of a square of inputs and of outputs, taps and stride.
     const fn geometry(self) -> [usize; 4] {
@@ -70,6 +73,7 @@ impl Form {
         }
         match self {
             Form::F2 => of::<F2>(),
+            Form::F3 => of::<F3>(),
             Form::F4 => of::<F4>(),
             Form::F2Five => of::<F2Five>(),
             Form::F2Strided => of::<F2Strided>(),
@@ -96,6 +100,7 @@ impl Form {
     const fn transforms(self) -> [usize; 2] {
         match self {
             Form::F2 => [35, 30],
+            Form::F3 => [70, 55],
             Form::F4 => [110, 90],
             Form::F2Five => [110, 50],
             Form::F2Strided => [50, 40],
@@ -116,9 +121,6 @@ const LARGE_WEIGHTS: usize = 8 << 20;
 /// and must promise more than others, because they also displace those of other layers.
 const LEAST_GAIN: [f64; 2] = [1.2, 1.3];
 
-/// F(4×4) must also be faster than F(2×2), whose weights are less than half, by this much.
-const LARGER_GAIN: f64 = 1.2;
-
 /// The form that computes this convolution fastest, unless the direct sum does; by shape alone.
 ///
 /// The estimate is that of a core with two 16-lane multipliers to which memory brings 7 bytes of weights a cycle: for
@@ -130,23 +132,23 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
     let (inputs, outputs) = (spec.input.c, spec.output.c);
     let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / 28) as f64;
     let bytes = |positions: usize| 4 * positions * inputs * outputs;
-    // What is computed hides most of what is fetched, or the other way round.
-    let together = |compute: f64, bytes: usize| {
-        let fetch = bytes as f64 / 7.0;
-        compute.max(fetch) + 0.3 * compute.min(fetch)
-    };
+    let fetch = |positions: usize| bytes(positions) as f64 / 7.0;
+    // What is computed hides half of what is fetched, or the other way round.
+    let together = |compute: f64, fetch: f64| compute.max(fetch) + 0.5 * compute.min(fetch);
     let taps = spec.window.taps();
-    let direct = together(product(taps * spec.output.pixels()), bytes(taps));
+    let direct = together(product(taps * spec.output.pixels()), fetch(taps));
     let cost = |form: Form| {
         let squares = spec.output.n * form.across(spec).iter().product::<usize>();
         let [before, after] = form.transforms();
         let transforms = squares * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
-        together(product(form.products() * squares) + transforms as f64, bytes(form.products()))
+        together(product(form.products() * squares) + transforms as f64, fetch(form.products()))
     };
     let large = |form: Form| bytes(form.products()) > LARGE_WEIGHTS;
-    let more = |form: Form| if form == Form::F4 && large(form) { LARGER_GAIN * cost(form) } else { cost(form) };
+    // Of large weights nothing is hidden.
+    let exposed = |form: Form| if large(form) { 0.5 * fetch(form.products()) } else { 0.0 };
+    let time = |form: Form| cost(form) + exposed(form);
     let able = Form::ALL.into_iter().filter(|form| form.applies(spec));
-    let form = able.min_by(|&a, &b| more(a).total_cmp(&more(b)))?;
+    let form = able.min_by(|&a, &b| time(a).total_cmp(&time(b)))?;
     (LEAST_GAIN[usize::from(large(form))] * cost(form) < direct).then_some(form)
 }
 
@@ -302,6 +304,7 @@ impl WinogradPacking {
         unsafe {
             match self.form {
                 Form::F2 => isa.run(Spread::<F2>::new(taps, order, [channels, first, count, width], values)),
+                Form::F3 => isa.run(Spread::<F3>::new(taps, order, [channels, first, count, width], values)),
                 Form::F4 => isa.run(Spread::<F4>::new(taps, order, [channels, first, count, width], values)),
                 Form::F2Five => isa.run(Spread::<F2Five>::new(taps, order, [channels, first, count, width], values)),
                 Form::F2Strided => {
@@ -387,6 +390,7 @@ impl Kernel for Winograd {
         unsafe {
             match self.form {
                 Form::F2 => self.tile::<F2>(tile, io, scratch),
+                Form::F3 => self.tile::<F3>(tile, io, scratch),
                 Form::F4 => self.tile::<F4>(tile, io, scratch),
                 Form::F2Five => self.tile::<F2Five>(tile, io, scratch),
                 Form::F2Strided => self.tile::<F2Strided>(tile, io, scratch),

@@ -47,6 +47,10 @@ pub(super) trait Turned: Points {
 #[derive(Clone, Copy)]
 pub(super) struct F2;
 
+/// Points 0, 1, −½, −2, ∞: two thirds of the error of 0, ±1, ½, ∞.
+#[derive(Clone, Copy)]
+pub(super) struct F3;
+
 /// Points 0, ±√½, ±√2, ∞: half the error of the usual 0, ±1, ±2, ∞.
 #[derive(Clone, Copy)]
 pub(super) struct F4;
@@ -95,6 +99,51 @@ impl Points for F2 {
         unsafe {
             let none = S::zero();
             [S::add(m[0], S::add(m[1], m[2])), S::add(S::sub(m[1], m[2]), m[3]), none, none]
+        }
+    }
+}
+
+impl Points for F3 {
+    const IN: usize = 5;
+    const OUT: usize = 3;
+    const PAIRS: usize = 0;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = rows([
+        [1.0, 0.0, 0.0],
+        [2.0 / 9.0, 2.0 / 9.0, 2.0 / 9.0],
+        [8.0 / 9.0, -4.0 / 9.0, 2.0 / 9.0],
+        [1.0 / 9.0, -2.0 / 9.0, 4.0 / 9.0],
+        [0.0, 0.0, 1.0],
+        [0.0; 3],
+    ]);
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let three_halves = S::splat(1.5);
+            let ends = S::sub(d[1], d[2]);
+            let sum = S::add(d[1], d[2]);
+            [
+                S::fma(three_halves, ends, S::sub(d[0], d[3])),
+                S::fma(S::splat(2.5), d[2], S::add(d[1], d[3])),
+                S::fma(S::splat(-2.0), d[1], S::add(d[2], d[3])),
+                S::fma(S::splat(0.5), sum, S::sub(S::zero(), d[3])),
+                S::fma(three_halves, S::sub(d[3], d[2]), S::sub(d[4], d[1])),
+                S::zero(),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            [
+                S::add(S::add(m[0], m[1]), S::add(m[2], m[3])),
+                S::fma(S::splat(-0.5), m[2], S::fma(S::splat(-2.0), m[3], m[1])),
+                S::fma(S::splat(0.25), m[2], S::fma(S::splat(4.0), m[3], S::add(m[1], m[4]))),
+                S::zero(),
+            ]
         }
     }
 }

@@ -194,7 +194,7 @@ fn many_blocks_and_panels_join_without_a_seam() {
 #[test]
 fn bits_do_not_depend_on_the_batch() {
     // Blocks end elsewhere, and with them the microkernels that compute a square.
-    for form in [Form::F2, Form::F4] {
+    for form in [Form::F2, Form::F3, Form::F4] {
         let [one, three] = [1, 3].map(|batch| Case { batch, size: [11, 9], channels: [40, 48], ..BASE });
         // The noise begins the same way whatever its length: the first image is the same in both.
         let (first, all) = (example(one), example(three));
@@ -210,7 +210,7 @@ fn nan_stays_where_it_is_seen() {
     let case = Case { size: [12, 12], activation: Some(Activation::Relu), ..BASE };
     let mut example = example(case);
     example.x[5 * 12 + 5] = f32::NAN;
-    for form in [Form::F2, Form::F4] {
+    for form in [Form::F2, Form::F3, Form::F4] {
         for &isa in Isa::available() {
             let kernel = winograd(spec(case), form, &example.weight, None, isa);
             let y = run(case, &example, &*kernel);
@@ -228,8 +228,9 @@ fn the_cost_model_knows_where_weights_decide() {
     for (batch, size, channels, form) in [
         (1, 56, [64, 64], Some(Form::F4)),
         (1, 28, [128, 128], Some(Form::F4)),
-        (1, 14, [256, 256], Some(Form::F2)),
-        (4, 14, [256, 256], Some(Form::F4)),
+        (1, 14, [256, 256], Some(Form::F3)),
+        (4, 14, [256, 256], Some(Form::F3)),
+        (8, 14, [256, 256], Some(Form::F4)),
         (1, 7, [512, 512], Some(Form::F2)),
         (1, 4, [512, 512], None),
         (1, 7, [128, 32], Some(Form::F2)),
