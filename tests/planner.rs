@@ -78,6 +78,34 @@ fn residual_blocks_with_and_without_projection_equal_the_reference() {
 }
 
 #[test]
+fn a_shortcut_is_overwritten_by_the_sum_unless_it_is_read_otherwise() {
+    fn block<'g>(x: Node<'g>, name: &str) -> Node<'g> {
+        let y = x.layer(&format!("{name}1"), ConvNormAct::new(Conv2d::k3(24)));
+        (y.layer(&format!("{name}2"), ConvNormAct::new(Conv2d::k3(24)).linear()) + x).relu()
+    }
+    fn chain(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", ConvNormAct::new(Conv2d::k1(24)));
+        block(block(block(x, "a"), "b"), "c").layer("head", ClassifierHead::new(7))
+    }
+    fn crossed(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("stem", ConvNormAct::new(Conv2d::k1(24)));
+        let a = block(x, "a");
+        // Shortcuts that a later sum, a concatenation, or the convolution that adds them reads again.
+        let b = (a.layer("b", Conv2d::k3(24)) + x).relu();
+        let c = b.layer("c", Conv2d::k1(24)) + b;
+        let both = concat([c, a.layer("d", Conv2d::k3(24).groups(24)) + a]);
+        let pooled = both.layer("pool", MaxPool::k(3).stride(1).padding(1));
+        (pooled.layer("e", Conv2d::k3(24)) + c + a).layer("head", ClassifierHead::new(7))
+    }
+    check("chain", &layer_fn(chain), SHAPES);
+    check("crossed", &layer_fn(crossed), SHAPES);
+    // However long the chain, two maps of 24 channels (and a gap of 8) are there at a time.
+    let model = Model::with_channels(3, &layer_fn(chain), &mut StdRng::seed_from_u64(1)).unwrap();
+    let bytes = model.plan([1, 3, 32, 32]).unwrap().arena_bytes();
+    assert!(bytes < 5 * 4 * 32 * 32 * 32 / 2, "{bytes}");
+}
+
+#[test]
 fn nested_and_shared_concatenations_equal_the_reference() {
     fn net(x: Node<'_>) -> Node<'_> {
         let a = x.layer("a", Conv2d::k3(5)).relu();

@@ -68,7 +68,7 @@ impl Layout {
     /// Values that only the units of `portions` know have room for one portion, in each of `lanes` lanes; in a
     /// single one if all of them are more than [`LANES_BYTES`].
     pub(super) fn new(program: &Program, border: Option<Border>, portions: Portions, lanes: usize) -> Self {
-        let (mut places, mut buffers) = places(program, border);
+        let (mut places, mut buffers) = places(program, border, Residuals::InPlace);
         shorten(program, &mut places, &mut buffers, portions);
         lifetimes(program, &places, &mut buffers, portions);
         let whole: Vec<bool> = buffers.iter().map(|b| b.whole).collect();
@@ -132,18 +132,40 @@ pub(super) fn parts(program: &Program, whole: Place, inputs: &[NodeId]) -> Vec<(
     inputs.iter().map(part).collect()
 }
 
+/// What becomes of residuals that nobody reads later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Residuals {
+    /// They stay.
+    Kept,
+    /// The output of the convolution that adds them is written over them: a chain of residual blocks works on one map, which
+    /// stays in the cache.
+    InPlace,
+}
+
 /// The place of every value of `program`, and the buffers. From the last unit to the first, so that a concatenation inside
 /// another one is placed as a slice of it.
-pub(super) fn places(program: &Program, border: Option<Border>) -> (Vec<Option<Place>>, Vec<Buffer>) {
+pub(super) fn places(
+    program: &Program,
+    border: Option<Border>,
+    residuals: Residuals,
+) -> (Vec<Option<Place>>, Vec<Buffer>) {
     let mut places: Vec<Option<Place>> = vec![None; program.shapes.len()];
     let mut buffers = Vec::new();
     let input = program.units.iter().find(|u| matches!(u.op, Op::Input { .. })).map(|u| u.output);
+    let free = match residuals {
+        Residuals::Kept => vec![false; program.shapes.len()],
+        Residuals::InPlace => overwritten(program, input),
+    };
     for unit in program.units.iter().rev() {
         let shape = program.shape(unit.output);
         let place = *places[unit.output.index()].get_or_insert_with(|| match border {
             Some(border) if Some(unit.output) == input => padded(shape, border, &mut buffers),
             _ => fresh(shape, &mut buffers),
         });
+        let alone = buffers[place.buffer].len == place.map.extent();
+        if let Some(value) = unit.residual.filter(|value| alone && free[value.index()]) {
+            places[value.index()].get_or_insert(place);
+        }
         if let Some(sums) = unit.sums {
             places[sums.index()].get_or_insert_with(|| fresh(program.shape(sums), &mut buffers));
         }
@@ -156,6 +178,24 @@ pub(super) fn places(program: &Program, border: Option<Border>) -> (Vec<Option<P
         }
     }
     (places, buffers)
+}
+
+/// Which values may be overwritten by the convolution that adds them: it reads them once, as the last, and neither does a
+/// concatenation, in whose buffer they lie, nor are they wanted.
+fn overwritten(program: &Program, input: Option<NodeId>) -> Vec<bool> {
+    let mut free = vec![false; program.shapes.len()];
+    for unit in &program.units {
+        // What is read here is free if this is the unit that adds it; whoever comes later may say otherwise.
+        let adds = matches!(unit.op, Op::Conv { .. } | Op::DeformConv { .. });
+        for value in unit.reads() {
+            let once = unit.reads().filter(|&other| other == value).count() == 1;
+            free[value.index()] = adds && once && unit.residual == Some(value);
+        }
+    }
+    let concatenated = program.units.iter().filter(|unit| matches!(unit.op, Op::Concat)).flat_map(|unit| &unit.inputs);
+    let kept = concatenated.chain(&program.wanted).chain(&input);
+    kept.for_each(|value| free[value.index()] = false);
+    free
 }
 
 fn fresh([n, c, h, w]: [usize; 4], buffers: &mut Vec<Buffer>) -> Place {

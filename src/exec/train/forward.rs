@@ -4,7 +4,7 @@ use super::gate::Gated;
 use super::on_load::Absent;
 use super::sketch::{At, Draft, Sketch};
 use crate::error::{Error, Result};
-use crate::exec::memory::{Border, Place, parts, places};
+use crate::exec::memory::{Border, Place, Residuals, parts, places};
 use crate::exec::mode::{self, Noise, TrainOptions};
 use crate::exec::plan::stem_border;
 use crate::exec::prepare::geometry;
@@ -120,7 +120,7 @@ impl<'a> Author<'a> {
     pub(super) fn new(task: Task<'a>, again: Vec<bool>) -> Self {
         let Task { program, graph, options, learned, isa } = task;
         let border = stem_border(program);
-        let (values, buffers) = places(program, border);
+        let (values, buffers) = places(program, border, Residuals::Kept);
         let count = program.shapes.len();
         let mut needed = vec![false; count];
         for unit in &program.units {

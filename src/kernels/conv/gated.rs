@@ -19,7 +19,7 @@ use std::ops::Range;
 
 /// Prepares `y[p, o] = activation(b[o] + Σ_i w[o, i] · g[n, i] · x[p, i] + residual[p, o])`, `n` being the image of pixel
 /// `p`: a pointwise convolution as [`pointwise`](super::pointwise), whose gate `[n, 1, 1, in]`, with `ld` floats from image
-/// to image, is `inputs[2]`.
+/// to image, is `inputs[2]`; the residual, `inputs[1]`, may be the output itself.
 ///
 /// Panics if the window is not 1×1 with stride 1, the groups are not one, or the slices do not fit.
 pub fn gated(spec: ConvSpec, ld: usize, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
@@ -295,7 +295,7 @@ mod tests {
         let placed = window.place([h, w], "test").unwrap();
         let (input, output) = (Map::new([n, h, w, k], k + gap), Map::new([n, h, w, c], c + gap));
         let activation = residual.then_some(Activation::Relu);
-        let epilogue = Epilogue { activation, residual: residual.then_some(c + 2) };
+        let epilogue = Epilogue { activation, residual: residual.then_some(c + gap) };
         let spec = ConvSpec { input, output, window, placed, groups: 1, epilogue };
         let (x, gate) = (noise(n * h * w * k, 1), noise(n * k, 2));
         let (weight, bias, r) = (noise(c * k, 3), noise(c, 4), noise(n * h * w * c, 5));
@@ -310,12 +310,11 @@ mod tests {
         }
 
         let source = to_map(&x, input, f32::NAN);
-        let beside = to_map(&r, Map::new([n, h, w, c], c + 2), f32::NAN);
         let gates = to_map(&gate, Map::new([n, 1, 1, k], k + gap), f32::NAN);
         for &isa in Isa::available() {
             let kernel = gated(spec, k + gap, &weight, Some(&bias), isa);
-            let mut y = vec![SENTINEL; output.extent()];
-            let io = Io::new(&[source.as_ptr(), beside.as_ptr(), gates.as_ptr()], y.as_mut_ptr());
+            let mut y = if residual { to_map(&r, output, SENTINEL) } else { vec![SENTINEL; output.extent()] };
+            let io = Io::new(&[source.as_ptr(), y.as_ptr(), gates.as_ptr()], y.as_mut_ptr());
             let mut scratch = AlignedBuf::zeros(kernel.scratch());
             for tile in (0..kernel.tiles()).rev() {
                 scratch.fill(f32::NAN);
