@@ -221,6 +221,26 @@ fn residual_sums_share_one_gradient() {
     check("residual", &(layer_fn(net), ClassifierHead::new(3)), [2, 3, 8, 7], &TrainOptions::new());
 }
 
+/// Convolutions wide enough for the kernel that masks what it writes: behind a ReLU, behind a max-pool of one, behind a ReLU
+/// that something else reads too; and with the weights between them frozen.
+#[test]
+fn gradients_pass_relus_and_pools_of_relus_over_the_map_they_belong_to() {
+    const SHAPE: [usize; 4] = [2, 3, 20, 18];
+    fn net(x: Node<'_>) -> Node<'_> {
+        let x = x.layer("a", (Conv2d::k3(16), Relu)).layer("b", (Conv2d::k3(24), Relu, MaxPool::k(2).stride(2)));
+        let x = x.layer("c", (Conv2d::k3(16), Relu));
+        let y = x.layer("d", (Conv2d::k3(16), Relu)).layer("e", (Conv2d::k3(16), Relu, MaxPool::k(3).stride(2)));
+        concat([y, x.layer("f", (Conv2d::k3(16), Relu, MaxPool::k(3).stride(2)))])
+    }
+    let network = (layer_fn(net), ClassifierHead::new(3));
+    check("relus", &network, SHAPE, &TrainOptions::new());
+    check("frozen between relus", &network, SHAPE, &TrainOptions::new().freeze("0.b").freeze("0.d"));
+    check("relus recomputed", &network, SHAPE, &TrainOptions::new().recompute(Recompute::Thorough));
+    let graph = Graph::draw(SHAPE[1], &network).unwrap();
+    let explained = TrainPlan::new(&graph, &filled(&graph), SHAPE, &TrainOptions::new()).unwrap().explain();
+    assert!(explained.contains("masking_winograd"), "{explained}");
+}
+
 /// Squeeze-and-excitation behind a norm: alone, with a shortcut that shares the gradient, with a shortcut that has a gradient
 /// already, with another reader of the gated map, and frozen.
 #[test]

@@ -200,6 +200,7 @@ impl<'a> Author<'a> {
     /// The units that one kernel leads through, from the gradient of the output to that of the only input.
     fn plain_backward(&mut self, unit: &Unit) -> Result<()> {
         let (isa, input) = (self.isa, unit.inputs[0]);
+        self.mask_behind_pool(unit)?;
         let from = self.arrival(unit.output);
         let also = match unit.op {
             Op::LocalResponseNorm { .. } => self.kept_value(input)?.into(),
@@ -260,7 +261,7 @@ impl<'a> Author<'a> {
     pub(super) fn activation_and_bias(&mut self, unit: &Unit, bias: At) -> Result<()> {
         let from = self.arrival(unit.output);
         let sums = if bias == At::None { Sums::None } else { Sums::Bias };
-        let (through, output) = match unit.activation {
+        let (through, output) = match unit.activation.filter(|_| !self.masked[unit.output.index()]) {
             None => (Through::Nothing, At::None),
             Some(activation) => {
                 let output = self.kept_value(unit.output)?;

@@ -89,6 +89,8 @@ pub(super) struct Author<'a> {
     /// Where the gradient of a value will be, and whether something has arrived there.
     pub(super) gradients: Vec<Option<Place>>,
     pub(super) arrived: Vec<bool>,
+    /// Values whose gradient is that of what stands before the ReLU that made them: it is zero already where they are.
+    pub(super) masked: Vec<bool>,
     /// Values whose gradient the norm that made them computes from that of a product.
     pub(super) gated: Vec<Option<Gated>>,
     /// Values that the way back has to compute again before it reads them.
@@ -144,6 +146,7 @@ impl<'a> Author<'a> {
             needed,
             gradients: vec![None; count],
             arrived: vec![false; count],
+            masked: vec![false; count],
             gated: vec![None; count],
             again,
             absent: vec![false; count],

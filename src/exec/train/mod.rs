@@ -9,6 +9,7 @@
 //! - `forward` and `backward` write each operation's steps;
 //! - `moments` measures what norms read, each map once;
 //! - `on_load` leaves norms to the convolutions behind them;
+//! - `masked` leads gradients through ReLUs while a convolution computes them;
 //! - `streamed` hands gradients on as soon as they are complete, if that is asked for;
 //! - `again` chooses what the way back computes again instead of having it kept;
 //! - `run` hands the memory to the kernels.
@@ -22,6 +23,7 @@ mod backward;
 mod forward;
 mod fuse;
 mod gate;
+mod masked;
 mod moments;
 mod on_load;
 mod plan;

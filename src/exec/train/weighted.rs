@@ -27,6 +27,9 @@ impl<'a> Author<'a> {
             return self.deform_backward(unit, sampling, from, [kept, to_weight]);
         }
         let input = unit.inputs[0];
+        if self.learned[weight.index()] && self.masked_backward(unit, from, kept)? {
+            return Ok(());
+        }
         let data = match self.needed[input.index()] {
             true => self.data_gradient(unit, from, kept)?,
             false => None,

@@ -152,6 +152,15 @@ pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precis
     Some(weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), None))
 }
 
+/// As [`learned`], backward and without a bias: the map that would be the residual says where outputs are zero, namely where
+/// it is not positive. None where no form does so while it computes.
+pub fn learned_mask(spec: ConvSpec, precision: Precision, isa: Isa) -> Option<Learned> {
+    spec.check_sizes();
+    let form = winograd::profitable(&spec).filter(|_| precision == Precision::Fast)?;
+    let form = Box::new(winograd::Winograd::new(spec, form, isa).masking());
+    Some(weights::learned(form, Direction::Backward, spec.output.c * spec.depth(), None))
+}
+
 /// As [`rows`], with weights that come with every run.
 pub fn learned_rows(spec: ConvSpec, bias: Option<usize>, isa: Isa) -> Learned {
     spec.check_sizes();

@@ -10,7 +10,7 @@ pub mod depthwise;
 pub mod pointwise;
 pub mod weight;
 
-use super::{ConvSpec, Direction, Learned, Precision, learned};
+use super::{ConvSpec, Direction, Learned, Precision, learned, learned_mask};
 use crate::kernels::{Epilogue, Store};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
@@ -25,6 +25,12 @@ pub fn input_gradient(spec: ConvSpec, store: Store, precision: Precision, isa: I
         None if spec.groups == spec.input.c && spec.groups == spec.output.c => depthwise::data(spec, store, isa),
         None => data::strided(spec, store, isa),
     }
+}
+
+/// As [`input_gradient`] with [`Store::Set`], and on through the ReLU that the input is the output of: zero where the input,
+/// `inputs[1]`, is not positive. The gradient may be written over it. None where a pass of its own does as well.
+pub fn masked_input_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> Option<Learned> {
+    learned_mask(adjoint(spec, Store::Add)?, precision, isa)
 }
 
 /// The convolution that leads from the gradient of the output to that of the input, if it is one.

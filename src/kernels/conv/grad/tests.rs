@@ -130,9 +130,21 @@ fn input_gradients_agree_with_the_oracle_and_add_to_what_is_there() {
                     names.insert(learned.kernel.name().split('_').next().unwrap_or_default().to_owned());
                 }
             }
+            // Over the output of a ReLU, through which it is led.
+            if let Some(learned) = masked_input_gradient(spec, Precision::Fast, isa) {
+                let packed = pack(&learned, &weight, None);
+                let mut dx = spread(&old, spec.input);
+                let output = dx.as_mut_ptr();
+                run(&learned, &[dy.as_ptr(), output.cast_const()], &packed, output);
+                let masked = |(&y, &old)| if old > 0.0 { y } else { 0.0 };
+                let expected: Vec<f64> = expected.iter().zip(&old).map(masked).collect();
+                let what = format!("{} of {case:?}", learned.kernel.name());
+                assert_near(&dx, &spread(&narrow(&expected), spec.input), 4e-6 * scale(&expected), &what);
+                names.insert("masking".to_owned());
+            }
         }
     }
-    for form in ["pointwise", "winograd", "indirect", "im2col", "depthwise", "grouped", "input"] {
+    for form in ["masking", "pointwise", "winograd", "indirect", "im2col", "depthwise", "grouped", "input"] {
         assert!(names.contains(form), "{form} in {names:?}");
     }
     assert!(winograd::Form::F4.applies(&spec(CASES[2])));

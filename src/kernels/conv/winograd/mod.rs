@@ -164,6 +164,8 @@ pub(super) struct Winograd {
     form: Form,
     /// The clamp behind a norm that is applied to the input, by the table at `inputs[2]`.
     norm: Option<Option<Activation>>,
+    /// Whether the map at `inputs[1]` is no summand but says which outputs are zero; see [`masking`](Self::masking).
+    masks: bool,
     /// One tap per position of a square.
     gemm: Gemm,
     weights: Packed,
@@ -213,12 +215,34 @@ impl Winograd {
         let zero = AlignedBuf::zeros(inputs);
         let (stride_v, stride_m) = (spread(squares * ld_v), spread(squares * ld_m));
         let weights = Packed::Given;
-        Winograd { spec, form, norm: None, gemm, weights, range, zero, across, grid, ld_v, stride_v, ld_m, stride_m }
+        Winograd {
+            spec,
+            form,
+            norm: None,
+            masks: false,
+            gemm,
+            weights,
+            range,
+            zero,
+            across,
+            grid,
+            ld_v,
+            stride_v,
+            ld_m,
+            stride_m,
+        }
     }
 
     /// Behind a norm, which is applied while the input is read.
     pub(super) fn behind(self, clamp: Option<Activation>) -> Self {
         Winograd { norm: Some(clamp), ..self }
+    }
+
+    /// The way back through a ReLU on the way: the map that would be the residual is the ReLU's output, and outputs are zero
+    /// where it is not positive. It may be the output itself.
+    pub(super) fn masking(self) -> Self {
+        assert!(self.spec.epilogue.residual.is_some());
+        Winograd { masks: true, ..self }
     }
 
     /// Floats of the table of pointers, of V, of M, and of what is thrown away.
@@ -369,7 +393,13 @@ impl Kernel for Winograd {
     fn name(&self) -> String {
         let m = self.form.outputs();
         let norm = if self.norm.is_some() { "norm_" } else { "" };
-        format!("{norm}winograd_{m}x{m}_{}_{} {}", self.spec.label(), self.gemm.tile_name(), self.gemm.isa().name())
+        let masks = if self.masks { "masking_" } else { "" };
+        format!(
+            "{norm}{masks}winograd_{m}x{m}_{}_{} {}",
+            self.spec.label(),
+            self.gemm.tile_name(),
+            self.gemm.isa().name()
+        )
     }
 
     fn tiles(&self) -> usize {

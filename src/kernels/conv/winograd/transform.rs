@@ -308,8 +308,9 @@ impl<P: Points> Task for After<'_, P> {
                     let bias = S::load(self.bias.add(columns.start + channel));
                     let square = Square { pixels, channel, from, stride: of.stride_m, range: of.range };
                     match epilogue.residual {
-                        None => square.after::<S, P, false>(bias, mask),
-                        Some(_) => square.after::<S, P, true>(bias, mask),
+                        None => square.after::<S, P, { Beside::Nothing as u8 }>(bias, mask),
+                        Some(_) if of.masks => square.after::<S, P, { Beside::Mask as u8 }>(bias, mask),
+                        Some(_) => square.after::<S, P, { Beside::Residual as u8 }>(bias, mask),
                     }
                     if smooth.is_some() {
                         // Not above, where it would be unrolled for every pixel.
@@ -352,6 +353,16 @@ impl<P: Points> After<'_, P> {
     }
 }
 
+/// What the second map means.
+enum Beside {
+    /// There is none.
+    Nothing,
+    /// It is added.
+    Residual,
+    /// Outputs are zero where it is not positive.
+    Mask,
+}
+
 /// One register of output channels of one tile.
 struct Square<'a> {
     pixels: &'a Pixels,
@@ -363,7 +374,7 @@ struct Square<'a> {
 
 impl Square<'_> {
     #[inline(always)]
-    unsafe fn after<S: Simd, P: Points, const RESIDUAL: bool>(&self, bias: S::V, mask: S::M) {
+    unsafe fn after<S: Simd, P: Points, const BESIDE: u8>(&self, bias: S::V, mask: S::M) {
         // SAFETY: passed on.
         unsafe {
             let mut half = [[S::zero(); MOST_IN]; MOST_OUT];
@@ -382,8 +393,11 @@ impl Square<'_> {
                 for j in 0..P::OUT {
                     let at = i * P::OUT + j;
                     let mut y = S::add(sums[j], bias);
-                    if RESIDUAL {
-                        y = S::add(y, S::load_masked(self.pixels.residual[at].add(self.channel), mask));
+                    let beside = || S::load_masked(self.pixels.residual[at].add(self.channel), mask);
+                    if BESIDE == Beside::Residual as u8 {
+                        y = S::add(y, beside());
+                    } else if BESIDE == Beside::Mask as u8 {
+                        y = S::where_positive(beside(), y);
                     }
                     // The lesser bound is zero or none; a NaN survives both.
                     y = S::max(S::splat(self.range[0]), y);
