@@ -321,7 +321,7 @@ enum Next {
 struct Ahead {
     /// Activations: worth it when they are met for the first time.
     rows: Next,
-    /// Floats of the weights of the next piece, which lie behind those in use.
+    /// Floats from the weights in use to those that are fetched, which are at most as many; zero if none are.
     weights: usize,
     /// Parts of a cache line of them for every four of k; see [`PARTS`].
     parts: usize,
