@@ -27,6 +27,7 @@ use crate::kernels::{Epilogue, Kernel, Map, Weights};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
 use weights::{Form, held};
+use winograd::Kept;
 
 pub use deform::{Sampling, deform};
 pub use depthwise::{depthwise, depthwise_sums};
@@ -122,7 +123,7 @@ pub fn choose(
         return strassen(spec, None, weight, bias, isa);
     }
     spec.check(weight, bias);
-    held(form(spec, precision, isa), weight, bias)
+    held(form(spec, Kept::Held, precision, isa), weight, bias)
 }
 
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
@@ -130,7 +131,7 @@ pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precis
     spec.check_sizes();
     let form: Box<dyn Form> = match spec.groups == 1 && spec.window.is_pointwise() {
         true => Box::new(indirect::Indirect::striped(spec, isa)),
-        false => form(spec, precision, isa),
+        false => form(spec, Kept::Learned, precision, isa),
     };
     weights::learned(form, direction, spec.output.c * spec.depth(), bias)
 }
@@ -142,7 +143,7 @@ pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precis
     if precision == Precision::Exact || !clamp.is_none_or(is_clamp) {
         return None;
     }
-    let form: Box<dyn Form> = match winograd::profitable(&spec) {
+    let form: Box<dyn Form> = match winograd::profitable(&spec, Kept::Learned) {
         Some(form) => Box::new(winograd::Winograd::new(spec, form, isa).behind(clamp)),
         None if strassen::trains(&spec) => {
             Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Table(clamp), isa))
@@ -156,7 +157,7 @@ pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precis
 /// it is not positive. None where no form does so while it computes.
 pub fn learned_mask(spec: ConvSpec, precision: Precision, isa: Isa) -> Option<Learned> {
     spec.check_sizes();
-    let form = winograd::profitable(&spec).filter(|_| precision == Precision::Fast)?;
+    let form = winograd::profitable(&spec, Kept::Learned).filter(|_| precision == Precision::Fast)?;
     let form = Box::new(winograd::Winograd::new(spec, form, isa).masking());
     Some(weights::learned(form, Direction::Backward, spec.output.c * spec.depth(), None))
 }
@@ -175,8 +176,8 @@ pub fn learned_deform(spec: ConvSpec, sampling: Sampling, bias: Option<usize>, i
     weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), bias)
 }
 
-fn form(spec: ConvSpec, precision: Precision, isa: Isa) -> Box<dyn Form> {
-    if let (Precision::Fast, Some(form)) = (precision, winograd::profitable(&spec)) {
+fn form(spec: ConvSpec, weights: Kept, precision: Precision, isa: Isa) -> Box<dyn Form> {
+    if let (Precision::Fast, Some(form)) = (precision, winograd::profitable(&spec, weights)) {
         return Box::new(winograd::Winograd::new(spec, form, isa));
     }
     if spec.groups == 1 && spec.window.is_pointwise() {

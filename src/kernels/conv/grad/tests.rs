@@ -96,6 +96,11 @@ fn weights_that_come_with_every_run_give_what_held_ones_do() {
         for &isa in Isa::available() {
             let forward = learned(spec, Direction::Forward, Some(bias.len()), Precision::Fast, isa);
             let held = crate::kernels::conv::choose(spec, &weight, Some(&bias[..]), Precision::Fast, isa);
+            if held.name() != forward.kernel.name() {
+                // Small batches have a form of their own where weights do not learn.
+                assert!(held.name().starts_with("winograd_3x3_"), "{}, {}", held.name(), forward.kernel.name());
+                continue;
+            }
             let packed = pack(&forward, &weight, Some(&bias));
             let [mut found, mut expected] = [0.0, 0.0].map(|v| vec![v; spec.output.extent()]);
             run(&forward, &[x.as_ptr()], &packed, found.as_mut_ptr());

@@ -121,34 +121,51 @@ const LARGE_WEIGHTS: usize = 8 << 20;
 /// and must promise more than others, because they also displace those of other layers.
 const LEAST_GAIN: [f64; 2] = [1.2, 1.3];
 
-/// The form that computes this convolution fastest, unless the direct sum does; by shape alone.
+/// F(4×4) must also be faster than F(2×2) and F(3×3), whose weights are less, by this much.
+const LARGER_GAIN: f64 = 1.2;
+
+/// With this many squares of F(4×4) its weights no longer decide.
+const MANY_SQUARES: usize = 128;
+
+/// Where the weights are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Packed once.
+    Held,
+    /// Packed anew for every run, since they learn.
+    Learned,
+}
+
+/// The form that computes this convolution fastest, unless the direct sum does; by shape alone. [`Form::F3`] is for small
+/// batches, and left to weights that do not learn.
 ///
 /// The estimate is that of a core with two 16-lane multipliers to which memory brings 7 bytes of weights a cycle: for
 /// small maps at batch 1 these decide, and the form with the smaller weights, or none, is best.
-pub fn profitable(spec: &ConvSpec) -> Option<Form> {
+pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
     if spec.input.c.min(spec.output.c) < LEAST_CHANNELS || spec.output.pixels() == 0 {
         return None;
     }
     let (inputs, outputs) = (spec.input.c, spec.output.c);
     let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / 28) as f64;
     let bytes = |positions: usize| 4 * positions * inputs * outputs;
-    let fetch = |positions: usize| bytes(positions) as f64 / 7.0;
-    // What is computed hides half of what is fetched, or the other way round.
-    let together = |compute: f64, fetch: f64| compute.max(fetch) + 0.5 * compute.min(fetch);
+    // What is computed hides most of what is fetched, or the other way round.
+    let together = |compute: f64, bytes: usize| {
+        let fetch = bytes as f64 / 7.0;
+        compute.max(fetch) + 0.3 * compute.min(fetch)
+    };
     let taps = spec.window.taps();
-    let direct = together(product(taps * spec.output.pixels()), fetch(taps));
+    let direct = together(product(taps * spec.output.pixels()), bytes(taps));
+    let squares = |form: Form| spec.output.n * form.across(spec).iter().product::<usize>();
     let cost = |form: Form| {
-        let squares = spec.output.n * form.across(spec).iter().product::<usize>();
         let [before, after] = form.transforms();
-        let transforms = squares * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
-        together(product(form.products() * squares) + transforms as f64, fetch(form.products()))
+        let transforms = squares(form) * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
+        together(product(form.products() * squares(form)) + transforms as f64, bytes(form.products()))
     };
     let large = |form: Form| bytes(form.products()) > LARGE_WEIGHTS;
-    // Of large weights nothing is hidden.
-    let exposed = |form: Form| if large(form) { 0.5 * fetch(form.products()) } else { 0.0 };
-    let time = |form: Form| cost(form) + exposed(form);
-    let able = Form::ALL.into_iter().filter(|form| form.applies(spec));
-    let form = able.min_by(|&a, &b| time(a).total_cmp(&time(b)))?;
+    let more = |form: Form| if form == Form::F4 && large(form) { LARGER_GAIN * cost(form) } else { cost(form) };
+    let few = weights == Kept::Held && squares(Form::F4) < MANY_SQUARES;
+    let able = Form::ALL.into_iter().filter(|&form| form.applies(spec) && (few || form != Form::F3));
+    let form = able.min_by(|&a, &b| more(a).total_cmp(&more(b)))?;
     (LEAST_GAIN[usize::from(large(form))] * cost(form) < direct).then_some(form)
 }
 

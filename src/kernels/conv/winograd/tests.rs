@@ -224,7 +224,8 @@ fn nan_stays_where_it_is_seen() {
 
 #[test]
 fn the_cost_model_knows_where_weights_decide() {
-    let chosen = |batch, size, channels| profitable(&spec(Case { batch, size: [size; 2], channels, ..BASE }));
+    let chosen =
+        |batch, size, channels| profitable(&spec(Case { batch, size: [size; 2], channels, ..BASE }), Kept::Held);
     for (batch, size, channels, form) in [
         (1, 56, [64, 64], Some(Form::F4)),
         (1, 28, [128, 128], Some(Form::F4)),
@@ -244,7 +245,7 @@ fn the_cost_model_knows_where_weights_decide() {
         assert_eq!(chosen(batch, size, channels), form, "{channels:?} at {size}, batch {batch}");
     }
     let of = |window, size, channels| {
-        profitable(&spec(Case { window, size: [size; 2], channels, pad: window[0] / 2, ..BASE }))
+        profitable(&spec(Case { window, size: [size; 2], channels, pad: window[0] / 2, ..BASE }), Kept::Held)
     };
     assert_eq!(of([5, 1], 27, [64, 192]), Some(Form::F2Five));
     assert_eq!(of([3, 2], 56, [128, 128]), Some(Form::F2Strided));
@@ -252,14 +253,18 @@ fn the_cost_model_knows_where_weights_decide() {
     assert_eq!(of([7, 2], 56, [64, 64]), None);
     let strided = ConvSpec { window: Window { stride: [3; 2], ..Window::square(3) }, ..spec(BASE) };
     let dilated = ConvSpec { window: Window { dilation: [2; 2], ..Window::square(3) }, ..spec(BASE) };
-    assert!([strided, dilated, ConvSpec { groups: 2, ..spec(BASE) }].iter().all(|spec| profitable(spec).is_none()));
+    assert!(
+        [strided, dilated, ConvSpec { groups: 2, ..spec(BASE) }]
+            .iter()
+            .all(|spec| profitable(spec, Kept::Held).is_none())
+    );
 }
 
 #[test]
 fn tiles_suffice_for_a_few_threads() {
     for (batch, size, channels) in [(1, 56, [64, 64]), (1, 28, [128, 128]), (1, 14, [256, 256]), (8, 7, [512, 512])] {
         let case = Case { batch, size: [size; 2], channels, ..BASE };
-        let form = profitable(&spec(case)).unwrap();
+        let form = profitable(&spec(case), Kept::Held).unwrap();
         let weight = vec![0.0; channels[0] * channels[1] * 9];
         let kernel = winograd(spec(case), form, &weight, None, Isa::detect());
         assert!(kernel.tiles() >= 4 && kernel.tiles().is_multiple_of(2), "{case:?}: {}", kernel.tiles());
