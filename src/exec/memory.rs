@@ -180,8 +180,8 @@ pub(super) fn places(
     (places, buffers)
 }
 
-/// Which values may be overwritten by the convolution that adds them: it reads them once, as the last, and neither does a
-/// concatenation, in whose buffer they lie, nor are they wanted.
+/// Which values may be overwritten by the convolution that adds them. It must be the last to read them, and read them only
+/// once; they must not be the image, nor leave the plan, nor lie in the buffer of a concatenation.
 fn overwritten(program: &Program, input: Option<NodeId>) -> Vec<bool> {
     let mut free = vec![false; program.shapes.len()];
     for unit in &program.units {

@@ -6,6 +6,7 @@
 use super::forward::{Author, IMAGE_GRADIENT, noise_of, response, slice};
 use super::fuse::cuts_off;
 use super::sketch::{At, Draft};
+use crate::activation::Activation;
 use crate::error::Result;
 use crate::exec::memory::{Place, parts};
 use crate::exec::program::Unit;
@@ -259,12 +260,18 @@ impl<'a> Author<'a> {
     /// Leads the gradient of `unit`'s output through the activation that was fused into it, where it lies, and computes the
     /// gradient of its bias.
     pub(super) fn activation_and_bias(&mut self, unit: &Unit, bias: At) -> Result<()> {
-        let from = self.arrival(unit.output);
+        let activation = unit.activation.filter(|_| !self.masked[unit.output.index()]);
+        self.through_output(unit.output, activation, bias)
+    }
+
+    /// Leads the gradient of `value` through the activation that made it, where it lies, and sums it up to that of a bias.
+    pub(super) fn through_output(&mut self, value: NodeId, activation: Option<Activation>, bias: At) -> Result<()> {
+        let from = self.arrival(value);
         let sums = if bias == At::None { Sums::None } else { Sums::Bias };
-        let (through, output) = match unit.activation.filter(|_| !self.masked[unit.output.index()]) {
+        let (through, output) = match activation {
             None => (Through::Nothing, At::None),
             Some(activation) => {
-                let output = self.kept_value(unit.output)?;
+                let output = self.kept_value(value)?;
                 (Through::Output(activation, output.map.ld), output.into())
             }
         };

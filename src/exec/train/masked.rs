@@ -11,9 +11,7 @@ use crate::error::Result;
 use crate::exec::memory::Place;
 use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op};
-use crate::kernels::Store;
 use crate::kernels::conv::grad;
-use crate::kernels::norm::train::{self as norm, Chain, Sums, Through};
 
 impl<'a> Author<'a> {
     fn producer(&self, value: NodeId) -> Option<&'a Unit> {
@@ -44,12 +42,7 @@ impl<'a> Author<'a> {
             return Ok(());
         }
         if !std::mem::replace(&mut self.masked[unit.output.index()], true) {
-            let (from, kept) = (self.arrival(unit.output), self.kept_value(unit.output)?);
-            let through = Through::Output(Activation::Relu, kept.map.ld);
-            let store = Some((from.map.ld, Store::Set));
-            let chain = Chain { gradient: from.map, gate: None, input: 0, through, sums: Sums::None, store };
-            let inputs = [from.into(), At::None, At::None, kept.into()];
-            self.sketch.push(Draft::new(norm::chain(chain, self.isa), &inputs, At::None).also([from.into(), At::None]));
+            self.through_output(unit.output, Some(Activation::Relu), At::None)?;
         }
         self.masked[unit.inputs[0].index()] = true;
         Ok(())

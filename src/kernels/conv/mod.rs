@@ -111,7 +111,7 @@ pub enum Precision {
     Exact,
 }
 
-/// The kernel for a convolution, by shape and precision alone.
+/// The kernel for a convolution, by shape and precision, and, for 1×1, by what additions cost on this CPU.
 pub fn choose(
     spec: ConvSpec,
     weight: &dyn Weights,

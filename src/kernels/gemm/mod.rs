@@ -133,7 +133,7 @@ impl Gemm {
             .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
             .collect();
         let pieces = cut_pieces(extent, widest * isa.lanes());
-        let each = cut_each(extent.k, 4 * widest * isa.lanes());
+        let each = cut_each(extent.k, 4 * widest * isa.lanes(), simd::first_cache());
         let activate = isa.entry::<Activate>();
         let fits = extent.k == narrow::SIDE && extent.n <= narrow::SIDE;
         let narrow = narrow::routine(isa).filter(|_| fits);
@@ -440,8 +440,8 @@ const EACH_BYTES: usize = 32 << 10;
 
 /// Cuts the sum over k so that a panel's weights stay in the first cache from tile to tile, if that is large enough: then
 /// what is fetched into the second does not wait behind them.
-fn cut_each(k: usize, row_bytes: usize) -> Vec<Range<usize>> {
-    let parts = if simd::first_cache() < ROOMY { 1 } else { (k * row_bytes).div_ceil(EACH_BYTES).max(1) };
+fn cut_each(k: usize, row_bytes: usize, first_cache: usize) -> Vec<Range<usize>> {
+    let parts = if first_cache < ROOMY { 1 } else { (k * row_bytes).div_ceil(EACH_BYTES).max(1) };
     let cut = |i: usize| (i * k / parts).next_multiple_of(4).min(k);
     (0..parts).map(|i| cut(i)..cut(i + 1)).collect()
 }

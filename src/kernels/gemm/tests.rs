@@ -24,6 +24,20 @@ fn pieces_cover_taps_and_k_once_in_order() {
     }
 }
 
+#[test]
+fn parts_of_k_cover_it_once_in_order_and_fit_the_first_cache() {
+    for k in [1, 3, 16, 127, 128, 129, 160, 511, 512, 2048] {
+        assert_eq!(cut_each(k, 256, ROOMY - 1), std::slice::from_ref(&(0..k)));
+        let parts = cut_each(k, 256, ROOMY);
+        assert!(parts.iter().cloned().flatten().eq(0..k), "{k}: {parts:?}");
+        // Whole steps of four may be a little more.
+        assert!(
+            parts.iter().all(|part| !part.is_empty() && 256 * (part.len() - 1) <= EACH_BYTES + 2 * 256),
+            "{parts:?}"
+        );
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
