@@ -105,6 +105,7 @@ impl Plan {
         if !Isa::available().contains(&isa) {
             return Err(Error::invalid("plan", format!("this CPU does not have {}", isa.name())));
         }
+        let isa = options.precision.limit(isa);
         let wanted = wanted(graph, options)?;
         let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
         let shapes = graph.shapes_for(input, ids.iter().copied())?;

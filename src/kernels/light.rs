@@ -85,7 +85,7 @@ impl<K: Tiled> Task for Call<'_, K> {
 
 impl<K: Tiled> Kernel for Light<K> {
     fn name(&self) -> String {
-        format!("{} {}", self.kernel.name(), self.isa.name())
+        format!("{} {}", self.kernel.name(), self.isa.vectors().name())
     }
 
     fn tiles(&self) -> usize {

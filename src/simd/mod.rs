@@ -46,6 +46,8 @@
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -59,6 +61,7 @@ mod peak;
 mod scalar;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 mod simd128;
+pub mod tiles;
 
 pub use cpu::{adds_apart, first_cache};
 pub use math::{activation_gradient, apply_activation, exp, has_output_gradient, output_gradient, sigmoid, silu};
@@ -217,10 +220,12 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, VL, BW, DQ: 16 lanes, 32 registers.
     Avx512,
+    /// The same and a matrix unit, [`tiles`].
+    Amx,
 }
 
 impl Isa {
-    const ALL: [Isa; 5] = [Isa::Scalar, Isa::Simd128, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    const ALL: [Isa; 6] = [Isa::Scalar, Isa::Simd128, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The instruction sets this CPU has, worst first.
     pub fn available() -> &'static [Isa] {
@@ -229,7 +234,7 @@ impl Isa {
     }
 
     /// The instruction set to use: the best this CPU has, or a lesser one if the environment variable `CONVZOO_ISA`
-    /// (`scalar`, `simd128`, `neon`, `avx2`, `avx512`) asks for it. Decided once per process.
+    /// (`scalar`, `simd128`, `neon`, `avx2`, `avx512`, `amx`) asks for it. Decided once per process.
     pub fn detect() -> Isa {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(|| {
@@ -248,6 +253,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -255,7 +261,7 @@ impl Isa {
     pub const fn registers(self) -> usize {
         match self {
             Isa::Scalar | Isa::Simd128 | Isa::Avx2 => 16,
-            Isa::Neon | Isa::Avx512 => 32,
+            Isa::Neon | Isa::Avx512 | Isa::Amx => 32,
         }
     }
 
@@ -264,7 +270,15 @@ impl Isa {
         match self {
             Isa::Scalar | Isa::Simd128 | Isa::Neon => 4,
             Isa::Avx2 => 8,
-            Isa::Avx512 => 16,
+            Isa::Avx512 | Isa::Amx => 16,
+        }
+    }
+
+    /// The instruction set of its registers, without the matrix unit.
+    pub const fn vectors(self) -> Isa {
+        match self {
+            Isa::Amx => Isa::Avx512,
+            other => other,
         }
     }
 
@@ -274,7 +288,7 @@ impl Isa {
         assert!(Isa::available().contains(&self), "this CPU has no {}", self.name());
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => avx512::entry::<T>,
+            Isa::Avx512 | Isa::Amx => avx512::entry::<T>,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::entry::<T>,
             #[cfg(target_arch = "aarch64")]
@@ -289,7 +303,7 @@ impl Isa {
     pub fn routine<R: Routine>(self) -> unsafe fn(&R::Args) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => routine::<Avx512, R>(),
+            Isa::Avx512 | Isa::Amx => routine::<Avx512, R>(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => routine::<Avx2, R>(),
             #[cfg(target_arch = "aarch64")]
@@ -331,6 +345,7 @@ fn supported(isa: Isa) -> bool {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("fma")
         }
+        Isa::Amx => supported(Isa::Avx512) && tiles::available(),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]

@@ -163,3 +163,19 @@ fn the_best_instruction_set_is_chosen_unless_told_otherwise() {
         assert_eq!(Some(&Isa::detect()), Isa::available().last());
     }
 }
+
+#[test]
+fn three_parts_hold_a_number() {
+    use super::tiles::{DEPTH, ROWS, split};
+    let mut numbers = [0.0f32; DEPTH];
+    for (i, x) in numbers.iter_mut().enumerate() {
+        *x = [1.0, -1.0][i % 2] * (1.0 + i as f32 * 0.031_415_9) * 10f32.powi(i as i32 - 16);
+    }
+    numbers[5] = 0.0;
+    let parts = split(&numbers);
+    for (i, &x) in numbers.iter().enumerate() {
+        let words = parts.map(|part| part[i % ROWS] >> (16 * (i / ROWS)) & 0xffff);
+        let sum: f64 = words.iter().map(|&bits| f64::from(f32::from_bits(bits << 16))).sum();
+        assert!((sum - f64::from(x)).abs() <= f64::from(x).abs() * 2f64.powi(-24), "{x}: {words:x?} make {sum}");
+    }
+}

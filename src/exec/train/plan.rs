@@ -85,6 +85,7 @@ impl TrainPlan {
         if !Isa::available().contains(&isa) {
             return Err(Error::invalid("training plan", format!("this CPU does not have {}", isa.name())));
         }
+        let isa = options.precision.limit(isa);
         if graph.params() != params.defs() {
             let (expected, found) = (format!("the {} drawn", graph.params().len()), params.defs().len());
             return Err(Error::mismatch("training plan", "parameters", expected, format!("{found} others")));

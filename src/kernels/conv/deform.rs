@@ -89,6 +89,7 @@ impl Deform {
             macs: output.pixels() * output.c * spec.depth(),
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
+            prepared: 0,
             most_rows: (SAMPLES / (taps * ld)).clamp(24, 256),
             unit: 1,
         });
@@ -150,7 +151,7 @@ impl Kernel for Deform {
             for group in 0..self.spec.groups {
                 let (gemm, packed) = (&self.gemm, self.weights.of(io).add(group * self.gemm.packed_len()));
                 let rows = Rows { table, stride: m, skip: group * self.spec.group_inputs() };
-                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, &outer, first, group));
+                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, &outer, first, group), &mut []);
             }
         }
     }

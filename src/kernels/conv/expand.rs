@@ -206,7 +206,14 @@ impl ExpandDepthwise {
                     (0..pixels).for_each(|i| *table.add(i) = x.add(i * self.input.ld));
                     let from = Rows { table, stride: pixels, skip: 0 };
                     let to = buffer.add((end - base) * row).wrapping_sub(columns.start);
-                    self.gemm.run(self.packed.as_ptr(), pixels, from, panel..panel + 1, Target::plain(to, self.ld));
+                    self.gemm.run(
+                        self.packed.as_ptr(),
+                        pixels,
+                        from,
+                        panel..panel + 1,
+                        Target::plain(to, self.ld),
+                        &mut [],
+                    );
                     end = needed;
                 }
                 let expanded = buffer.cast_const().wrapping_sub(base * row);

@@ -40,7 +40,7 @@ pub fn gated(spec: ConvSpec, ld: usize, weight: &dyn Weights, bias: Option<&[f32
             Side::Pixels { grid, block, stride }
         }
     };
-    let name = format!("gated_{} {}", gemm.tile_name(), isa.name());
+    let name = format!("gated_{} {}", gemm.tile_name(), gemm.isa().name());
     Box::new(Gated { name, spec, ld, gemm, packed, side, scale: isa.entry::<Scale>(), weigh: isa.entry::<Weigh>() })
 }
 
@@ -188,7 +188,7 @@ impl Gated {
                 }
                 let from = Rows { table, stride: block, skip: 0 };
                 let to = target(&self.spec, io, first, 0);
-                self.gemm.run(self.packed.as_ptr(), end - first, from, panels.clone(), to);
+                self.gemm.run(self.packed.as_ptr(), end - first, from, panels.clone(), to, &mut []);
             }
         }
     }
@@ -214,7 +214,7 @@ impl Gated {
             let x = io.inputs[0].add(first * input.ld);
             (0..pixels.len()).for_each(|i| *table.add(i) = x.add(i * input.ld));
             let rows = Rows { table, stride: pixels.len(), skip: 0 };
-            gemm.run(scaled.as_ptr(), pixels.len(), rows, 0..gemm.panels(), target(&self.spec, io, first, 0));
+            gemm.run(scaled.as_ptr(), pixels.len(), rows, 0..gemm.panels(), target(&self.spec, io, first, 0), &mut []);
         }
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Work {
     pub(super) weights: usize,
     /// Bytes of the activations read.
     pub(super) activations: usize,
+    /// What preparing its rows costs every panel group, as if so many bytes were read.
+    pub(super) prepared: usize,
     /// Most rows a tile may have.
     pub(super) most_rows: usize,
     /// Rows that stay together.
@@ -41,6 +43,9 @@ const WEIGHTS_PER_TILE: usize = 256 << 10;
 const ACTIVATIONS_PER_TILE: usize = 512 << 10;
 /// Fewer row blocks than this leave threads waiting for each other.
 const LEAST_STRIPES: usize = 8;
+/// Where rows are prepared, tiles are so much larger, but there are at least so many.
+const LARGE: usize = 4;
+const FEW_TILES: usize = 4;
 /// Fewer rows than this do not pay for the weights they pull in.
 const LEAST_ROWS: usize = 48;
 
@@ -54,9 +59,15 @@ impl Grid {
     /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that
     /// reads the least: every row block reads all weights, every panel group all activations.
     pub(super) fn cut(work: Work) -> Self {
-        let Work { rows, panels, macs, weights, activations, most_rows, unit } = work;
+        let Work { rows, panels, macs, weights, activations, prepared, most_rows, unit } = work;
         let worth = (macs / MACS_PER_TILE).max(weights / WEIGHTS_PER_TILE);
-        let wanted = worth.clamp(1, if weights > 1 << 20 { 16 } else { 32 });
+        let most_wanted = match prepared {
+            0 if weights <= 1 << 20 => 32,
+            0 => 16,
+            // The first rows of a tile are prepared before anything else: a few large ones, for an even number of threads.
+            _ => (worth / LARGE).max(FEW_TILES).next_multiple_of(2),
+        };
+        let wanted = worth.clamp(1, most_wanted);
         let least = activations.div_ceil(ACTIVATIONS_PER_TILE).max(rows.div_ceil(most_rows)).max(1);
         let most = (rows / LEAST_ROWS).max(least).min(rows.div_ceil(unit).max(1));
         let cut = |panel_parts: usize| {
@@ -64,8 +75,9 @@ impl Grid {
             Grid { rows, panels, row_parts, panel_parts, unit }
         };
         let cost = |grid: &Grid| {
-            let missing = wanted.saturating_sub(grid.tiles());
-            (missing, grid.row_parts * weights + grid.panel_parts * activations)
+            let (tiles, few) = (grid.tiles(), prepared > 0 && grid.tiles() < 16);
+            let missing = wanted.saturating_sub(tiles) + if few && tiles > 1 { tiles % 2 } else { 0 };
+            (missing, grid.row_parts * weights + grid.panel_parts * (activations + prepared))
         };
         (1..=panels.min(4 * wanted)).map(cut).min_by_key(cost).expect("at least one panel")
     }
@@ -115,7 +127,8 @@ mod tests {
             (1, 1, 8, false, 1),
         ] {
             let (weights, activations) = (panels * 64 * k * 4, rows * k * 4);
-            let work = Work { rows, panels, macs: rows * panels * 64 * k, weights, activations, most_rows: rows, unit };
+            let macs = rows * panels * 64 * k;
+            let work = Work { rows, panels, macs, weights, activations, prepared: 0, most_rows: rows, unit };
             let grid = Grid::cut(work);
             assert_eq!(grid.tiles() >= 8, busy, "{work:?} {grid:?}");
             let mut seen = vec![0; rows * panels];

@@ -44,6 +44,7 @@ impl Im2col {
             macs: rows * spec.output.c * spec.depth(),
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
+            prepared: 0,
             most_rows: (COLUMNS / spec.depth()).clamp(24, 512),
             unit: 1,
         });
@@ -110,7 +111,7 @@ impl Kernel for Im2col {
                 let (gemm, packed) = (&self.gemm, self.weights.of(io));
                 let rows = Rows { table: gathered, stride: m, skip: 0 };
                 let packed = packed.add(group * gemm.packed_len());
-                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, io, first, group));
+                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, io, first, group), &mut []);
             }
         }
     }

@@ -194,23 +194,47 @@ impl Indirect {
         Indirect::cut(name, spec, taps, [MOST_ROWS, 1], isa)
     }
 
-    fn cut(name: String, spec: ConvSpec, taps: Taps, [most_rows, unit]: [usize; 2], isa: Isa) -> Self {
-        let count = taps.count[0] * taps.count[1];
-        let gemm =
-            Gemm::new(Extent { taps: count, k: taps.run, n: spec.group_outputs() }, spec.epilogue.activation, isa);
-        let rows = spec.output.pixels();
+    fn cut(name: String, spec: ConvSpec, taps: Taps, cut: [usize; 2], isa: Isa) -> Self {
+        let extent = Extent { taps: taps.count[0] * taps.count[1], k: taps.run, n: spec.group_outputs() };
+        let gemm = match isa == Isa::Amx && Gemm::splits(extent, spec.output.pixels()) {
+            true => Gemm::split(extent, spec.epilogue.activation),
+            false => Gemm::new(extent, spec.epilogue.activation, isa),
+        };
+        Indirect::of(name, spec, taps, cut, gemm)
+    }
+
+    /// On the matrix unit, however small.
+    #[cfg(test)]
+    pub(super) fn split(spec: ConvSpec) -> Self {
+        let taps = Taps::of(&spec);
+        let extent = Extent { taps: taps.count[0] * taps.count[1], k: taps.run, n: spec.group_outputs() };
+        let gemm = Gemm::split(extent, spec.epilogue.activation);
+        Indirect::of("indirect".into(), spec, taps, [MOST_ROWS, 1], gemm)
+    }
+
+    fn of(name: String, spec: ConvSpec, taps: Taps, [most_rows, unit]: [usize; 2], gemm: Gemm) -> Self {
+        let (rows, taps_run) = (spec.output.pixels(), taps.count[0] * taps.count[1] * taps.run);
         let work = Work {
             rows,
             panels: spec.groups * gemm.panels(),
             macs: rows * spec.output.c * spec.depth(),
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
+            // To split a number takes as long as three bytes of weights from memory.
+            prepared: if gemm.is_split() { 3 * rows * spec.groups * taps_run } else { 0 },
             most_rows,
             unit,
         };
-        let name = format!("{name}_{} {}", gemm.tile_name(), isa.name());
+        let name = format!("{name}_{} {}", gemm.tile_name(), gemm.isa().name());
         let zero = AlignedBuf::zeros(spec.input.c);
         Indirect { name, spec, taps, gemm, weights: Packed::Given, zero, grid: Grid::cut(work) }
+    }
+}
+
+impl Indirect {
+    /// Floats of the table of pointers: two each, in whole cache lines.
+    fn table(&self) -> usize {
+        (2 * self.taps.count[0] * self.taps.count[1] * self.grid.tile_rows()).next_multiple_of(16)
     }
 }
 
@@ -250,8 +274,7 @@ impl Kernel for Indirect {
     }
 
     fn scratch(&self) -> usize {
-        // Pointers take two floats each.
-        2 * self.taps.count[0] * self.taps.count[1] * self.grid.tile_rows()
+        self.table() + self.gemm.scratch(self.grid.tile_rows())
     }
 
     fn resident_bytes(&self) -> usize {
@@ -266,7 +289,8 @@ impl Kernel for Indirect {
         assert!(tile < self.tiles() && scratch.len() >= self.scratch());
         let (rows, panels) = self.grid.tile(tile);
         let (first, m, stride) = (rows.start, rows.len(), rows.len());
-        let table = scratch.as_mut_ptr().cast::<*const f32>();
+        let (table, scratch) = scratch.split_at_mut(self.table());
+        let table = table.as_mut_ptr().cast::<*const f32>();
         // SAFETY: the scratch holds a pointer for every tap and row and is aligned to 64 bytes; `io` fits the maps.
         unsafe { self.taps.fill(rows, io.inputs[0], self.zero.as_ptr(), table, stride) };
         let (per_group, packed) = (self.gemm.panels(), self.weights.of(io));
@@ -280,7 +304,7 @@ impl Kernel for Indirect {
             // weights were packed.
             unsafe {
                 let packed = packed.add(group * self.gemm.packed_len());
-                self.gemm.run(packed, m, rows, range, target(&self.spec, io, first, group));
+                self.gemm.run(packed, m, rows, range, target(&self.spec, io, first, group), scratch);
             }
             panel = until;
         }

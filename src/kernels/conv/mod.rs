@@ -104,11 +104,21 @@ impl ConvSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// 3×3 and 5×5 windows may be computed by [`winograd`] and 1×1 by [`strassen`], whose rounding errors are about twice
-    /// those of the plain sum.
+    /// those of the plain sum; and products on a [matrix unit](crate::simd::tiles), which leaves out what is below an `f32`.
     #[default]
     Fast,
-    /// Plain sums only.
+    /// Plain sums of `f32` only.
     Exact,
+}
+
+impl Precision {
+    /// What of an instruction set may be used.
+    pub fn limit(self, isa: Isa) -> Isa {
+        match self {
+            Precision::Fast => isa,
+            Precision::Exact => isa.vectors(),
+        }
+    }
 }
 
 /// The kernel for a convolution, by shape and precision, and, for 1×1, by what additions cost on this CPU.
@@ -119,6 +129,7 @@ pub fn choose(
     precision: Precision,
     isa: Isa,
 ) -> Box<dyn Kernel> {
+    let isa = precision.limit(isa);
     if precision == Precision::Fast && strassen::profitable(&spec, Input::Ready) {
         return strassen(spec, None, weight, bias, isa);
     }
@@ -129,6 +140,8 @@ pub fn choose(
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
 pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precision: Precision, isa: Isa) -> Learned {
     spec.check_sizes();
+    // What is computed forward decides which side of its kink a unit is on; it stays with the sums that training was verified with.
+    let isa = if direction == Direction::Forward { isa.vectors() } else { precision.limit(isa) };
     let form: Box<dyn Form> = match spec.groups == 1 && spec.window.is_pointwise() {
         true => Box::new(indirect::Indirect::striped(spec, isa)),
         false => form(spec, Kept::Learned, precision, isa),
@@ -165,7 +178,7 @@ pub fn learned_mask(spec: ConvSpec, precision: Precision, isa: Isa) -> Option<Le
 /// As [`rows`], with weights that come with every run.
 pub fn learned_rows(spec: ConvSpec, bias: Option<usize>, isa: Isa) -> Learned {
     spec.check_sizes();
-    let form = Box::new(indirect::Indirect::rows(spec, isa));
+    let form = Box::new(indirect::Indirect::rows(spec, isa.vectors()));
     weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), bias)
 }
 

@@ -173,6 +173,14 @@ fn check_all(case: &Case, makes: &[Make]) {
             case.check(&*make(case.spec, &case.weight, case.bias.as_deref(), isa));
         }
     }
+    if Isa::available().contains(&Isa::Amx) {
+        case.check(&*split(case));
+    }
+}
+
+/// On the matrix unit, which only what is large enough would be computed on.
+fn split(case: &Case) -> Box<dyn Kernel> {
+    held(Box::new(super::indirect::Indirect::split(case.spec)), &case.weight, case.bias.as_deref())
 }
 
 #[test]
@@ -289,8 +297,8 @@ fn a_residual_may_be_the_output_itself() {
     let mut noise = Noise(7);
     let extras = Extras { residual: Some(3), gaps: [0, 3], activation: Some(Activation::Silu), ..PLAIN };
     let case = case(shape([4, 5], [900, 40], 1, 0), extras, &mut noise);
-    for &isa in Isa::available() {
-        let kernel = pointwise(case.spec, &case.weight, case.bias.as_deref(), isa);
+    let plain = Isa::available().iter().map(|&isa| pointwise(case.spec, &case.weight, case.bias.as_deref(), isa));
+    for kernel in plain.chain(Isa::available().contains(&Isa::Amx).then(|| split(&case))) {
         let residual = case.residual.as_ref().unwrap();
         let (mut apart, mut inside) = (residual.clone(), residual.clone());
         let mut scratch = AlignedBuf::zeros(kernel.scratch());
@@ -323,6 +331,54 @@ fn linear_layers_of_any_height() {
         for &isa in Isa::available() {
             case.check(&*linear(&spec, &case.weight, case.bias.as_deref(), isa));
         }
+    }
+}
+
+#[test]
+fn many_rows_and_panels_on_the_matrix_unit_join_without_a_seam() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return;
+    }
+    let mut noise = Noise(11);
+    let shapes = [
+        // Weights that stay in the cache: block after block of rows; then several tiles of both.
+        shape([23, 29], [64, 96], 1, 0),
+        Shape { batch: 2, stride: [2; 2], ..shape([31, 30], [96, 48], 3, 1) },
+        // Weights that do not: all rows at once, in several pieces of k.
+        Shape { batch: 3, ..shape([8, 7], [1056, 300], 1, 0) },
+        shape([17, 17], [160, 320], 3, 1),
+    ];
+    for shape in shapes {
+        for activation in [None, Some(Activation::Relu6), Some(Activation::Silu)] {
+            let extras = Extras { gaps: [16, 5], residual: activation.map(|_| 3), activation, bias: true };
+            let case = case(shape, extras, &mut noise);
+            let kernel = split(&case);
+            assert!(kernel.name().contains("split"), "{}", kernel.name());
+            case.check(&*kernel);
+        }
+    }
+}
+
+#[test]
+fn products_on_the_matrix_unit_err_no_more_than_sums_of_f32() {
+    if !Isa::available().contains(&Isa::Amx) {
+        return;
+    }
+    let mut noise = Noise(12);
+    for channels in [64, 256, 1024] {
+        let case = case(shape([8, 8], [channels, 64], 1, 0), PLAIN, &mut noise);
+        let error = |kernel: &dyn Kernel| {
+            let mut y = AlignedBuf::zeros(case.spec.output.extent());
+            let mut scratch = AlignedBuf::zeros(kernel.scratch());
+            let io = Io::new(&[case.input.as_ptr()], y.as_mut_ptr());
+            // SAFETY: the buffers hold the maps of the specification.
+            (0..kernel.tiles()).for_each(|tile| unsafe { kernel.run(tile, &io, &mut scratch) });
+            let off = |i: usize| f64::from(y[i]) - case.reference(0, i / 64 / 8, i / 64 % 8, i % 64).0;
+            (0..y.len()).map(|i| off(i) * off(i)).sum::<f64>().sqrt()
+        };
+        let plain = error(&*pointwise(case.spec, &case.weight, case.bias.as_deref(), Isa::Avx512));
+        let found = error(&*split(&case));
+        assert!(found <= plain, "{channels} channels: {found:e}, of plain sums {plain:e}");
     }
 }
 

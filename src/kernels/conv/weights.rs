@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "packs into raw memory, many tiles at a time")]
 
 use super::ConvSpec;
-use crate::kernels::gemm::Gemm;
+use crate::kernels::gemm::{Extent, Gemm};
 use crate::kernels::weights::{transpose, whole};
 use crate::kernels::{Io, Kernel, WEIGHTS, Weights};
 use crate::tensor::AlignedBuf;
@@ -271,14 +271,17 @@ impl Packing for GemmPacking {
                 std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
             )
         };
+        let Extent { taps, k, .. } = self.gemm.extent();
+        let rows = &mut values[..taps * k * width];
         match self.order.direction {
             Direction::Forward => {
-                self.rows(weight, group * self.order.outputs, columns.clone(), (width, values));
+                self.rows(weight, group * self.order.outputs, columns.clone(), (width, rows));
             }
             Direction::Backward => whole(weight, |weight| {
-                self.columns(&weight[group * self.order.group()..], columns.clone(), (width, values));
+                self.columns(&weight[group * self.order.group()..], columns.clone(), (width, rows));
             }),
         }
+        self.gemm.seal(panel, values);
         fill_bias(bias.map(|bias| &bias[group * self.gemm.extent().n..]), columns, biases);
     }
 }

@@ -222,7 +222,7 @@ unsafe fn finish<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::
 /// Most registers of output channels a tile has.
 pub(super) const fn max_vectors(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 | Isa::Neon => 4,
+        Isa::Avx512 | Isa::Amx | Isa::Neon => 4,
         Isa::Avx2 | Isa::Simd128 | Isa::Scalar => 2,
     }
 }
@@ -230,10 +230,10 @@ pub(super) const fn max_vectors(isa: Isa) -> usize {
 /// Most pixels of a tile `vectors` registers wide.
 pub(super) const fn max_rows(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
-        (Isa::Avx512 | Isa::Neon, 4) => 6,
-        (Isa::Avx512 | Isa::Neon, 3) => 9,
-        (Isa::Avx512 | Isa::Neon, 2) => 12,
-        (Isa::Avx512 | Isa::Neon, _) => 8,
+        (Isa::Avx512 | Isa::Amx | Isa::Neon, 4) => 6,
+        (Isa::Avx512 | Isa::Amx | Isa::Neon, 3) => 9,
+        (Isa::Avx512 | Isa::Amx | Isa::Neon, 2) => 12,
+        (Isa::Avx512 | Isa::Amx | Isa::Neon, _) => 8,
         (Isa::Avx2, 2) => 6,
         (Isa::Avx2, _) => 8,
         (Isa::Scalar | Isa::Simd128, 2) => 4,
@@ -287,7 +287,7 @@ pub(super) fn routine<T: Tiles>(isa: Isa, rows: usize, vectors: usize) -> unsafe
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => large_table!(simd::Avx512),
+        Isa::Avx512 | Isa::Amx => large_table!(simd::Avx512),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => table! { simd::Avx2, 2: 1 2 3 4 5 6; 1: 1 2 3 4 5 6 7 8; },
         #[cfg(target_arch = "aarch64")]

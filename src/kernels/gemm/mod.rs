@@ -12,12 +12,15 @@
 //! A piece of a weight panel fits the second cache beside the rows of `A`, so it is read from memory once and then used
 //! for every tile of rows. Partial sums wait in `C`. Every element of `C` is summed in the same order whatever the
 //! tiling, so results do not depend on how the rows are split among threads.
+//!
+//! Where the CPU has a matrix unit a product may be laid out for that instead ([`Gemm::split`]).
 
 #![allow(unsafe_code, reason = "drives microkernels on raw pointers")]
 
 mod micro;
 mod narrow;
 pub mod outer;
+mod split;
 #[cfg(test)]
 mod tests;
 
@@ -121,12 +124,15 @@ pub struct Gemm {
     micros: Vec<Vec<Micro>>,
     /// The tile for [`run_each`](Gemm::run_each), if it is narrow enough.
     narrow: Option<unsafe fn(&narrow::Tile)>,
+    /// Whether it is laid out for the matrix unit.
+    split: bool,
 }
 
 impl Gemm {
     /// The layout for this extent. `activation` is applied last.
     pub fn new(extent: Extent, activation: Option<Activation>, isa: Isa) -> Self {
         assert!(extent.n > 0);
+        let isa = isa.vectors();
         let panels = cut_panels(extent, isa);
         let widest = panels[0].vectors;
         let micros = (1..=widest)
@@ -137,7 +143,44 @@ impl Gemm {
         let activate = isa.entry::<Activate>();
         let fits = extent.k == narrow::SIDE && extent.n <= narrow::SIDE;
         let narrow = narrow::routine(isa).filter(|_| fits);
-        Gemm { isa, extent, panels, pieces, each, activation, activate, micros, narrow }
+        Gemm { isa, extent, panels, pieces, each, activation, activate, micros, narrow, split: false }
+    }
+
+    /// The layout of a product on the matrix unit ([`Isa::Amx`]). [`run_each`](Self::run_each) cannot use it.
+    pub fn split(extent: Extent, activation: Option<Activation>) -> Self {
+        let isa = Isa::Amx;
+        assert!(Isa::available().contains(&isa) && extent.n > 0);
+        let per_vector = split::panel_len(extent, isa.lanes());
+        let panels = (0..extent.n).step_by(split::COLUMNS).map(|start| {
+            let len = split::COLUMNS.min(extent.n - start);
+            Panel { start, len, vectors: len.div_ceil(isa.lanes()), weights: start / isa.lanes() * per_vector }
+        });
+        let panels = panels.collect();
+        Gemm { isa, panels, split: true, ..Gemm::new(extent, activation, isa) }
+    }
+
+    /// Whether [`split`](Self::split) is faster than [`new`](Self::new) for so many rows.
+    pub fn splits(extent: Extent, rows: usize) -> bool {
+        split::profitable(extent, rows)
+    }
+
+    /// Whether it is a product on the matrix unit.
+    pub fn is_split(&self) -> bool {
+        self.split
+    }
+
+    /// Floats of scratch memory for [`run`](Self::run) with up to `m` rows.
+    pub fn scratch(&self, m: usize) -> usize {
+        if self.split { split::scratch(self.extent, m) } else { 0 }
+    }
+
+    /// Finishes the packed weights of a panel, of which the first `taps · k` rows have been written.
+    pub fn seal(&self, panel: usize, values: &mut [f32]) {
+        if self.split {
+            let (depth, width) = (self.extent.taps * self.extent.k, self.width(panel));
+            // SAFETY: the task has no condition of its own.
+            unsafe { self.isa.run(split::Seal { panel: values, depth, width }) };
+        }
     }
 
     /// Floats of the packed weights and, behind them, one bias per lane of every panel.
@@ -147,14 +190,17 @@ impl Gemm {
 
     /// Where the biases begin, in floats: that of column `n` is the `n`-th.
     pub fn bias_at(&self) -> usize {
-        let end = |p: &Panel| p.weights + self.extent.taps * self.extent.k * p.vectors * self.isa.lanes();
-        self.panels.last().map_or(0, end).next_multiple_of(LINE)
+        self.panels.len().checked_sub(1).map_or(0, |last| self.weights_of(last).end).next_multiple_of(LINE)
     }
 
     /// Where the weights of a panel lie among the packed floats.
     pub fn weights_of(&self, panel: usize) -> Range<usize> {
-        let start = self.panels[panel].weights;
-        start..start + self.extent.taps * self.extent.k * self.width(panel)
+        let (start, width) = (self.panels[panel].weights, self.width(panel));
+        let len = match self.split {
+            true => split::panel_len(self.extent, width),
+            false => self.extent.taps * self.extent.k * width,
+        };
+        start..start + len
     }
 
     /// Lanes of a panel, at least as many as its columns.
@@ -191,6 +237,9 @@ impl Gemm {
     /// The tile of the microkernel most work is done by, for example `6x4`.
     pub fn tile_name(&self) -> String {
         let vectors = self.panels[0].vectors;
+        if self.split {
+            return "split".to_owned();
+        }
         format!("{}x{vectors}", micro::max_rows(self.isa, vectors))
     }
 
@@ -200,8 +249,23 @@ impl Gemm {
     /// - `packed` are the [`packed_len`](Self::packed_len) floats of this layout, on a 64-byte boundary;
     /// - all `taps · m` pointers of `rows` are readable for `skip + k` floats;
     /// - the columns of `panels` are writable in the `m` rows at `target.c`, and readable at the residual if there is one;
-    /// - they do not overlap what `rows` points to.
-    pub unsafe fn run(&self, packed: *const f32, m: usize, rows: Rows, panels: Range<usize>, target: Target) {
+    /// - they do not overlap what `rows` points to;
+    /// - `scratch` is on a 64-byte boundary and as long as [`scratch`](Self::scratch) says.
+    pub unsafe fn run(
+        &self,
+        packed: *const f32,
+        m: usize,
+        rows: Rows,
+        panels: Range<usize>,
+        target: Target,
+        scratch: &mut [f32],
+    ) {
+        assert!(scratch.len() >= self.scratch(m));
+        if self.split {
+            let scratch = scratch.as_mut_ptr();
+            // SAFETY: the caller's promises.
+            return unsafe { self.isa.run(split::Run { gemm: self, packed, m, rows, panels, target, scratch }) };
+        }
         let lanes = self.isa.lanes();
         // With a row or two all of it streams, and the hardware's own prefetching is best left alone.
         let streamed = m > 2 && self.packed_bytes() > STREAMED_BYTES;
@@ -254,6 +318,7 @@ impl Gemm {
     /// As [`run`](Self::run), with `m` rows of the panel's columns writable in every `C_t`, and the rows of every tap behind
     /// each other as `to` says.
     pub unsafe fn run_each(&self, packed: *const f32, m: usize, rows: Rows, panel: usize, to: Each) {
+        assert!(!self.split);
         let Panel { len, vectors, weights, .. } = self.panels[panel];
         let (Extent { taps, k, .. }, lanes) = (self.extent, self.isa.lanes());
         if let Some(narrow) = self.narrow.filter(|_| to.apart == Some(narrow::SIDE) && m > 0) {
@@ -447,7 +512,7 @@ fn cut_each(k: usize, row_bytes: usize, first_cache: usize) -> Vec<Range<usize>>
 }
 
 /// Applies a smooth activation in place: outside the microkernel, where it would be unrolled for every accumulator.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Activate {
     activation: Activation,
     c: *mut f32,

@@ -43,7 +43,7 @@ macro_rules! sixteen_times {
 pub(super) fn routine(isa: Isa) -> Option<unsafe fn(&Tile)> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Some(simd::routine::<simd::Avx512, Narrow>()),
+        Isa::Avx512 | Isa::Amx => Some(simd::routine::<simd::Avx512, Narrow>()),
         _ => None,
     }
 }

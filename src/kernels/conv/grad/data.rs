@@ -215,7 +215,7 @@ impl Tiled for Strided {
                     let rows = Rows { table, stride: m, skip: group * self.spec.group_outputs() };
                     let packed = io.inputs[WEIGHTS].add(class.packed + group * gemm.packed_len());
                     let target = Target::plain(products.add(group * self.spec.group_inputs()), ld);
-                    gemm.run(packed, m, rows, 0..gemm.panels(), target);
+                    gemm.run(packed, m, rows, 0..gemm.panels(), target, &mut []);
                 }
             } else if self.store == Store::Set {
                 std::slice::from_raw_parts_mut(products, m * ld).fill(0.0);

@@ -277,7 +277,7 @@ impl Tiled for Data {
                         let rows = Rows { table, stride: m, skip: group * self.spec.group_outputs() };
                         let packed = io.inputs[WEIGHTS].add((tap * groups + group) * self.gemm.packed_len());
                         let to = ds.add(tap * ld + group * self.spec.group_inputs());
-                        self.gemm.run(packed, m, rows, 0..self.gemm.panels(), Target::plain(to, taps * ld));
+                        self.gemm.run(packed, m, rows, 0..self.gemm.panels(), Target::plain(to, taps * ld), &mut []);
                     }
                 }
                 for i in 0..m {

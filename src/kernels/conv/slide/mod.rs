@@ -107,7 +107,7 @@ impl Slide {
         let layout = Layout::new(&spec, isa);
         let strips = Strips::new(&spec, &layout);
         let (run, kind) = choose(&spec, &layout);
-        let name = format!("{what}_{kind}_{}x{} {}", strips.pixels, layout.vectors, isa.name());
+        let name = format!("{what}_{kind}_{}x{} {}", strips.pixels, layout.vectors, isa.vectors().name());
         let tiling = Tiling::new(&spec, &layout);
         let lanes = layout.pack_lanes();
         let (weights, finish) = (Packed::Given, isa.entry::<Finish>());

@@ -1,0 +1,259 @@
+//! The product on the matrix unit, with every number split into three 16-bit floats ([`tiles`](crate::simd::tiles)).
+//!
+//! ```text
+//! for block of rows:  A' = split(A)                    (copied, a tile behind the other, in the second cache)
+//!     for panel of 32 columns:  for 32 rows:  C' = A'·B';  C = activation(C' + bias + residual)
+//! ```
+//!
+//! The products leave most of a core idle: in between, a little after every step, it splits the next rows, finishes the sums before
+//! ([`Beside`]) and fetches weights. Rows are split in blocks of k where they would not stay in the cache; sums wait in `C` then.
+
+mod beside;
+
+use self::beside::Beside;
+use super::{Extent, Gemm, LINE, Panel, Rows, Target};
+use crate::simd::tiles::{DEPTH, PARTS, Pair, ROWS, STEPS, TILE, Unit, split};
+use crate::simd::{Simd, Task};
+use std::ops::Range;
+
+/// Columns of a panel.
+pub(super) const COLUMNS: usize = 32;
+
+/// Tiles of split rows, of one block of k each, that stay in the second cache beside the weights in use.
+const ROW_TILES: usize = 64;
+
+/// Weights up to this many bytes stay there too, from block of rows to block of rows.
+const WEIGHT_BYTES: usize = 1 << 20;
+
+/// Tiles of rows that are split together then: the next are fetched meanwhile.
+const FEW: usize = 2;
+
+/// Fewer blocks of k than this cost too many passes over the sums.
+const LEAST_BLOCKS: usize = 8;
+
+/// Rows of a product.
+const PAIR: usize = 2 * ROWS;
+
+/// Floats of the sums of a product.
+const SUMS: usize = PAIR * COLUMNS;
+
+/// Floats that a tile of rows or of columns fills: of all parts, for a block of k.
+const PARTED: usize = PARTS * TILE;
+
+/// Blocks of k over all taps.
+fn blocks(extent: Extent) -> usize {
+    (extent.taps * extent.k).div_ceil(DEPTH)
+}
+
+/// Fewer rows than this do not hide the weights they pull in, which are half as large again.
+const LEAST_ROWS: usize = 128;
+
+/// Whether so many rows are multiplied faster than with multiply-adds. In cycles, as measured: the products of a tile, what it
+/// costs to split a block, and to finish a register of sums.
+pub(super) fn profitable(extent: Extent, rows: usize) -> bool {
+    let (blocks, columns) = (blocks(extent), extent.n.next_multiple_of(COLUMNS) / ROWS);
+    let split = 29 * 6 * blocks * columns * rows / ROWS + 14 * rows * blocks + 6 * rows * columns;
+    rows >= LEAST_ROWS && split < extent.taps * extent.k * extent.n * rows / 32
+}
+
+/// Floats of the weights of a panel.
+pub(super) fn panel_len(extent: Extent, width: usize) -> usize {
+    blocks(extent) * width / ROWS * PARTED
+}
+
+/// Rows of a tile: nearly the same for all, so that none computes much that is thrown away, and for an even number of them.
+fn height(m: usize) -> usize {
+    let tiles = m.div_ceil(ROWS);
+    m.div_ceil(if tiles > 1 { tiles.next_multiple_of(2) } else { 1 }).max(1)
+}
+
+/// How many tiles of rows, of how many blocks of k, are split together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Together {
+    tiles: usize,
+    blocks: usize,
+}
+
+impl Together {
+    pub(super) fn new(extent: Extent, m: usize) -> Self {
+        let (blocks, all) = (blocks(extent), m.div_ceil(height(m)).next_multiple_of(2));
+        let weights = 4 * PARTED * blocks * extent.n.div_ceil(ROWS);
+        let tiles = if weights <= WEIGHT_BYTES { FEW.min(all) } else { all };
+        let pieces = blocks.div_ceil((ROW_TILES / tiles.max(1)).max(LEAST_BLOCKS));
+        Together { tiles, blocks: blocks.div_ceil(pieces.max(1)) }
+    }
+
+    /// Floats of the split rows.
+    pub(super) fn floats(self) -> usize {
+        self.tiles * self.blocks * PARTED
+    }
+}
+
+/// Floats of scratch memory for `m` rows or fewer: split rows and sums, each twice, so that one is made while the other is read, and
+/// one row.
+pub(super) fn scratch(extent: Extent, m: usize) -> usize {
+    let (blocks, tiles) = (blocks(extent), m.div_ceil(ROWS).next_multiple_of(2));
+    // However many are split together, it is for one of these reasons.
+    let most = ROW_TILES.max(tiles * LEAST_BLOCKS).min(tiles * blocks);
+    2 * (most * PARTED + SUMS) + blocks * DEPTH
+}
+
+/// Splits the weights of a panel in place: `[row][width]` floats, of which the rows from `depth` on are not there yet, become
+/// blocks of [`DEPTH`] rows as the unit reads them.
+pub(super) struct Seal<'a> {
+    pub(super) panel: &'a mut [f32],
+    pub(super) depth: usize,
+    pub(super) width: usize,
+}
+
+impl Task for Seal<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        seal(self.panel, self.depth, self.width);
+    }
+}
+
+#[inline(always)]
+fn seal(panel: &mut [f32], depth: usize, width: usize) {
+    let blocks = depth.div_ceil(DEPTH);
+    assert_eq!(panel.len(), blocks * width / ROWS * PARTED);
+    let tiles = width / ROWS;
+    // What is written lies behind what is still to be read, but for the block itself.
+    for block in (0..blocks).rev() {
+        let mut rows = [0.0; DEPTH * COLUMNS];
+        let (first, last) = (block * DEPTH, depth.min((block + 1) * DEPTH));
+        rows[..(last - first) * width].copy_from_slice(&panel[first * width..last * width]);
+        let to = &mut panel[block * tiles * PARTED..][..tiles * PARTED];
+        for tile in 0..tiles {
+            for pair in 0..ROWS {
+                // Row `i` of the first half is followed by row `i` of the second.
+                let mut numbers = [0.0; DEPTH];
+                numbers[..ROWS].copy_from_slice(&rows[pair * width + tile * ROWS..][..ROWS]);
+                numbers[ROWS..].copy_from_slice(&rows[(ROWS + pair) * width + tile * ROWS..][..ROWS]);
+                for (part, words) in split(&numbers).iter().enumerate() {
+                    let to = &mut to[(part * tiles + tile) * TILE + pair * ROWS..][..ROWS];
+                    to.iter_mut().zip(words).for_each(|(to, &bits)| *to = f32::from_bits(bits));
+                }
+            }
+        }
+    }
+}
+
+/// A call of [`Gemm::run`].
+pub(super) struct Run<'a> {
+    pub(super) gemm: &'a Gemm,
+    pub(super) packed: *const f32,
+    pub(super) m: usize,
+    pub(super) rows: Rows,
+    pub(super) panels: Range<usize>,
+    pub(super) target: Target,
+    pub(super) scratch: *mut f32,
+}
+
+impl Task for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        if self.m == 0 || self.panels.is_empty() {
+            return;
+        }
+        let height = height(self.m);
+        let together = Together::new(self.gemm.extent, self.m);
+        // SAFETY: the unit is there, or the product would not be laid out for it; the rest is the caller's promise.
+        unsafe {
+            let unit = Unit::shape(height);
+            let mut beside = Beside::new(&self, height, together);
+            while let Some(block) = beside.next_block() {
+                self.multiply::<S>(unit, &block, &mut beside);
+            }
+            beside.finish_rest::<S>();
+            unit.release();
+        }
+    }
+}
+
+/// Rows and a part of k that are split and multiplied together.
+#[derive(Debug, Clone)]
+struct Block {
+    rows: Range<usize>,
+    piece: Range<usize>,
+    /// Where the split rows lie.
+    at: *mut f32,
+}
+
+impl Run<'_> {
+    /// Multiplies the rows of `block` with all panels. Beside it, the sums before are finished, the rows of the next block split,
+    /// and what is needed later fetched.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(&self, unit: Unit, block: &Block, beside: &mut Beside<'_>) {
+        let (rows, piece, height) = (&block.rows, &block.piece, beside.height);
+        let tile = piece.len() * PARTED;
+        let pairs = rows.len().div_ceil(2 * height);
+        let panels = &self.gemm.panels[self.panels.clone()];
+        let weights = |panel: &Panel, block: usize| {
+            let at = panel.weights + block * panel.vectors * PARTED;
+            self.packed.wrapping_add(at)
+        };
+        // What is used after the last panel: the next piece of the first, or what lies behind the last, which is somebody else's.
+        let last = match piece.end < beside.blocks {
+            true => weights(&panels[0], piece.end),
+            false => weights(&panels[panels.len() - 1], beside.blocks),
+        };
+        beside.spread(panels.len() * pairs * piece.len() * STEPS);
+        // SAFETY: the rows have been split; the rest is the caller's promise.
+        unsafe {
+            for (nth, panel) in panels.iter().enumerate() {
+                let b = weights(panel, piece.start);
+                // Weights that have not been used yet, a share in every step.
+                let share = if rows.start == 0 { (panel.vectors * PARTED / LINE).div_ceil(pairs * STEPS) } else { 0 };
+                let mut later =
+                    Later { at: panels.get(nth + 1).map_or(last, |p| weights(p, piece.start)), lines: share };
+                for pair in 0..pairs {
+                    let from = rows.start + pair * 2 * height;
+                    let of_pair = from..rows.end.min(from + 2 * height);
+                    let a = block.at.add(2 * pair * tile).cast::<u32>();
+                    let shape = Pair { tall: of_pair.len() > height, wide: panel.vectors == 2 };
+                    beside.making(panel, of_pair.clone(), piece);
+                    unit.clear();
+                    for i in 0..piece.len() {
+                        let a = [a.add(i * PARTED), a.add(tile + i * PARTED)].map(<*mut u32>::cast_const);
+                        let b = b.add(i * panel.vectors * PARTED).cast();
+                        macro_rules! steps {
+                            ($($n:literal)*) => {
+                                $(
+                                    unit.step::<$n>(shape, a, b);
+                                    later.step::<S>();
+                                    beside.step::<S>();
+                                )*
+                            };
+                        }
+                        steps!(0 1 2 3 4 5);
+                    }
+                    beside.finish_rest::<S>();
+                    unit.store(shape, beside.sums(), COLUMNS);
+                    beside.made(panel, of_pair, piece);
+                }
+            }
+        }
+    }
+}
+
+/// Weights to fetch, so many lines in every step.
+struct Later {
+    at: *const f32,
+    lines: usize,
+}
+
+impl Later {
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&mut self) {
+        for _ in 0..self.lines {
+            // SAFETY: prefetching is harmless anywhere.
+            unsafe { S::prefetch_far(self.at) };
+            self.at = self.at.wrapping_add(LINE);
+        }
+    }
+}
