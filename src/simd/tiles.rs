@@ -8,8 +8,8 @@
 //! x·w = x₀w₀ + (x₀w₁ + x₁w₀) + (x₀w₂ + x₁w₁ + x₂w₀) + …
 //! ```
 //!
-//! where what is left out is below 2⁻²⁴ of the product, the rounding error of an `f32`. Six instructions do so in a third of
-//! the time that multiply-adds take.
+//! where what is left out is below 2⁻²⁴ of the product, the rounding error of an `f32`. Six instructions do so in less than
+//! half the time that multiply-adds take.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::{asked, clear, release, shape, step, store};

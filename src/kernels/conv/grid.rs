@@ -61,11 +61,11 @@ impl Grid {
     pub(super) fn cut(work: Work) -> Self {
         let Work { rows, panels, macs, weights, activations, prepared, most_rows, unit } = work;
         let worth = (macs / MACS_PER_TILE).max(weights / WEIGHTS_PER_TILE);
+        let cap = if weights > 1 << 20 { 16 } else { 32 };
         let most_wanted = match prepared {
-            0 if weights <= 1 << 20 => 32,
-            0 => 16,
+            0 => cap,
             // The first rows of a tile are prepared before anything else: a few large ones, for an even number of threads.
-            _ => (worth / LARGE).max(FEW_TILES).next_multiple_of(2),
+            _ => (worth / LARGE).clamp(FEW_TILES, cap).next_multiple_of(2),
         };
         let wanted = worth.clamp(1, most_wanted);
         let least = activations.div_ceil(ACTIVATIONS_PER_TILE).max(rows.div_ceil(most_rows)).max(1);
@@ -128,18 +128,30 @@ mod tests {
         ] {
             let (weights, activations) = (panels * 64 * k * 4, rows * k * 4);
             let macs = rows * panels * 64 * k;
-            let work = Work { rows, panels, macs, weights, activations, prepared: 0, most_rows: rows, unit };
-            let grid = Grid::cut(work);
-            assert_eq!(grid.tiles() >= 8, busy, "{work:?} {grid:?}");
-            let mut seen = vec![0; rows * panels];
-            for i in 0..grid.tiles() {
-                let (r, p) = grid.tile(i);
-                assert!(!r.is_empty() && r.len() <= grid.tile_rows() && !p.is_empty() && r.start % unit == 0);
-                for row in r {
-                    p.clone().for_each(|panel| seen[row * panels + panel] += 1);
-                }
-            }
-            assert!(seen.iter().all(|&times| times == 1), "{work:?} {grid:?}");
+            let plain = Work { rows, panels, macs, weights, activations, prepared: 0, most_rows: rows, unit };
+            assert_eq!(Grid::cut(plain).tiles() >= 8, busy, "{plain:?}");
+            covers_once(plain);
+            let prepared = Work { prepared: 3 * rows * k, ..plain };
+            let tiles = Grid::cut(prepared).tiles();
+            assert!(
+                tiles <= Grid::cut(plain).tiles() && (!busy || tiles >= 4 && tiles.is_multiple_of(2)),
+                "{prepared:?}: {tiles}"
+            );
+            covers_once(prepared);
         }
+    }
+
+    fn covers_once(work: Work) {
+        let Work { rows, panels, unit, .. } = work;
+        let grid = Grid::cut(work);
+        let mut seen = vec![0; rows * panels];
+        for i in 0..grid.tiles() {
+            let (r, p) = grid.tile(i);
+            assert!(!r.is_empty() && r.len() <= grid.tile_rows() && !p.is_empty() && r.start % unit == 0);
+            for row in r {
+                p.clone().for_each(|panel| seen[row * panels + panel] += 1);
+            }
+        }
+        assert!(seen.iter().all(|&times| times == 1), "{work:?} {grid:?}");
     }
 }

@@ -75,6 +75,11 @@ impl Taps {
         Taps { count: [window.kernel[0], 1], run: window.kernel[1] * spec.input.c, ..Taps::of(spec) }
     }
 
+    /// The extent of the product of a group.
+    fn extent(&self, spec: &ConvSpec) -> Extent {
+        Extent { taps: self.count[0] * self.count[1], k: self.run, n: spec.group_outputs() }
+    }
+
     /// Writes the input address of every tap of the output pixels `rows` to `table[tap · stride + i]`, `zero` for those
     /// outside the image.
     ///
@@ -195,7 +200,7 @@ impl Indirect {
     }
 
     fn cut(name: String, spec: ConvSpec, taps: Taps, cut: [usize; 2], isa: Isa) -> Self {
-        let extent = Extent { taps: taps.count[0] * taps.count[1], k: taps.run, n: spec.group_outputs() };
+        let extent = taps.extent(&spec);
         let gemm = match isa == Isa::Amx && Gemm::splits(extent, spec.output.pixels()) {
             true => Gemm::split(extent, spec.epilogue.activation),
             false => Gemm::new(extent, spec.epilogue.activation, isa),
@@ -207,13 +212,12 @@ impl Indirect {
     #[cfg(test)]
     pub(super) fn split(spec: ConvSpec) -> Self {
         let taps = Taps::of(&spec);
-        let extent = Extent { taps: taps.count[0] * taps.count[1], k: taps.run, n: spec.group_outputs() };
-        let gemm = Gemm::split(extent, spec.epilogue.activation);
+        let gemm = Gemm::split(taps.extent(&spec), spec.epilogue.activation);
         Indirect::of("indirect".into(), spec, taps, [MOST_ROWS, 1], gemm)
     }
 
     fn of(name: String, spec: ConvSpec, taps: Taps, [most_rows, unit]: [usize; 2], gemm: Gemm) -> Self {
-        let (rows, taps_run) = (spec.output.pixels(), taps.count[0] * taps.count[1] * taps.run);
+        let rows = spec.output.pixels();
         let work = Work {
             rows,
             panels: spec.groups * gemm.panels(),
@@ -221,7 +225,7 @@ impl Indirect {
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
             // To split a number takes as long as three bytes of weights from memory.
-            prepared: if gemm.is_split() { 3 * rows * spec.groups * taps_run } else { 0 },
+            prepared: if gemm.is_split() { 3 * rows * spec.groups * spec.depth() } else { 0 },
             most_rows,
             unit,
         };
@@ -229,9 +233,7 @@ impl Indirect {
         let zero = AlignedBuf::zeros(spec.input.c);
         Indirect { name, spec, taps, gemm, weights: Packed::Given, zero, grid: Grid::cut(work) }
     }
-}
 
-impl Indirect {
     /// Floats of the table of pointers: two each, in whole cache lines.
     fn table(&self) -> usize {
         (2 * self.taps.count[0] * self.taps.count[1] * self.grid.tile_rows()).next_multiple_of(16)

@@ -62,10 +62,12 @@ pub(super) struct Beside<'a> {
     to: *mut f32,
     count: usize,
     splits: Quota,
+    /// Sums that were made, and those that are being made.
     left: Sums,
-    finishes: Quota,
-    /// Those that are being made: what they will touch is fetched.
     coming: Sums,
+    finishes: Quota,
+    /// Where the next row of those being made will go, and its residual: fetched meanwhile.
+    ahead: [*const f32; 2],
 }
 
 /// Sums that are to be finished.
@@ -122,9 +124,9 @@ impl Sums {
     }
 
     /// Adds bias and residual, or what the parts of k before have left, to the next rows, clamps and stores them, and fetches
-    /// what as many rows of `coming` will touch.
+    /// as many rows of what lies `ahead`.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&mut self, rows: usize, coming: &mut Sums, lds: [usize; 2]) {
+    unsafe fn finish<S: Simd>(&mut self, rows: usize, ahead: &mut [*const f32; 2], lds: [usize; 2]) {
         let rows = rows.min(self.rows);
         if rows == 0 {
             return;
@@ -134,9 +136,9 @@ impl Sums {
         unsafe {
             let last = S::mask((self.columns - 1) % S::LANES + 1);
             match (self.columns > S::LANES, self.columns.is_multiple_of(S::LANES)) {
-                (true, true) => self.finish_as::<S, 2>(rows, coming, lds, None),
-                (true, false) => self.finish_as::<S, 2>(rows, coming, lds, Some(last)),
-                (false, _) => self.finish_as::<S, 1>(rows, coming, lds, Some(last)),
+                (true, true) => self.finish_as::<S, 2>(rows, ahead, lds, None),
+                (true, false) => self.finish_as::<S, 2>(rows, ahead, lds, Some(last)),
+                (false, _) => self.finish_as::<S, 1>(rows, ahead, lds, Some(last)),
             }
         }
     }
@@ -146,7 +148,7 @@ impl Sums {
     unsafe fn finish_as<S: Simd, const VECTORS: usize>(
         &mut self,
         rows: usize,
-        coming: &mut Sums,
+        ahead: &mut [*const f32; 2],
         [ld, ld_residual]: [usize; 2],
         last: Option<S::M>,
     ) {
@@ -175,17 +177,17 @@ impl Sums {
                         Some(mask) if vector + 1 == VECTORS => S::store_masked(at, sum, mask),
                         _ => S::store(at, sum),
                     }
-                    S::prefetch(coming.to.wrapping_add(vector * S::LANES));
+                    S::prefetch(ahead[0].wrapping_add(vector * S::LANES));
                     if !residual.is_null() {
-                        S::prefetch(coming.residual.wrapping_add(vector * S::LANES));
+                        S::prefetch(ahead[1].wrapping_add(vector * S::LANES));
                     }
                 }
                 from = from.add(COLUMNS);
                 to = to.wrapping_add(ld);
-                coming.to = coming.to.wrapping_add(ld);
+                ahead[0] = ahead[0].wrapping_add(ld);
                 if !residual.is_null() {
                     residual = residual.wrapping_add(ld_residual);
-                    coming.residual = coming.residual.wrapping_add(ld_residual);
+                    ahead[1] = ahead[1].wrapping_add(ld_residual);
                 }
             }
             (self.from, self.to, self.residual) = (from, to, residual);
@@ -217,6 +219,7 @@ impl<'a> Beside<'a> {
             left: Sums::NONE,
             coming: Sums::NONE,
             finishes: Quota::default(),
+            ahead: [std::ptr::null(); 2],
         };
         beside.start(0, 0);
         beside
@@ -276,13 +279,14 @@ impl<'a> Beside<'a> {
     #[inline(always)]
     pub(super) fn making(&mut self, panel: &Panel, rows: Range<usize>, piece: &Range<usize>) {
         self.coming = Sums::new(self.run, panel, rows, self.sums(), piece);
+        self.ahead = [self.coming.to.cast_const(), self.coming.residual];
         self.finishes = Quota::new(self.left.rows, piece.len() * STEPS);
     }
 
     /// They have been made.
     #[inline(always)]
-    pub(super) fn made(&mut self, panel: &Panel, rows: Range<usize>, piece: &Range<usize>) {
-        self.left = Sums::new(self.run, panel, rows, self.sums(), piece);
+    pub(super) fn made(&mut self) {
+        self.left = self.coming;
         self.sums_turn = 1 - self.sums_turn;
     }
 
@@ -292,7 +296,7 @@ impl<'a> Beside<'a> {
         // SAFETY: these sums were stored last.
         unsafe {
             let lds = [self.run.target.ld, self.run.target.ld_residual];
-            self.left.finish::<S>(rows, &mut self.coming, lds);
+            self.left.finish::<S>(rows, &mut self.ahead, lds);
         }
     }
 

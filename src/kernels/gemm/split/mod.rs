@@ -19,17 +19,15 @@ use std::ops::Range;
 /// Columns of a panel.
 pub(super) const COLUMNS: usize = 32;
 
-/// Tiles of split rows, of one block of k each, that stay in the second cache beside the weights in use.
-const ROW_TILES: usize = 64;
-
-/// Weights up to this many bytes stay there too, from block of rows to block of rows.
+/// Weights up to this many bytes stay in the second cache from block of rows to block of rows.
 const WEIGHT_BYTES: usize = 1 << 20;
 
-/// Tiles of rows that are split together then: the next are fetched meanwhile.
+/// Tiles of rows that are split together then, the next ones meanwhile; with more weights it is all of them.
 const FEW: usize = 2;
 
-/// Fewer blocks of k than this cost too many passes over the sums.
-const LEAST_BLOCKS: usize = 8;
+/// Most blocks of k that are split together, few tiles and all: what keeps the rows in the second cache beside the weights in use.
+const FEWS_BLOCKS: usize = 32;
+const ALLS_BLOCKS: usize = 8;
 
 /// Rows of a product.
 const PAIR: usize = 2 * ROWS;
@@ -67,7 +65,8 @@ fn height(m: usize) -> usize {
     m.div_ceil(if tiles > 1 { tiles.next_multiple_of(2) } else { 1 }).max(1)
 }
 
-/// How many tiles of rows, of how many blocks of k, are split together.
+/// How many tiles of rows, of how many blocks of k, are split together. How k is cut depends on the extent alone, so that sums do
+/// not depend on the number of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Together {
     tiles: usize,
@@ -76,15 +75,15 @@ pub(super) struct Together {
 
 impl Together {
     pub(super) fn new(extent: Extent, m: usize) -> Self {
-        let (blocks, all) = (blocks(extent), m.div_ceil(height(m)).next_multiple_of(2));
-        let weights = 4 * PARTED * blocks * extent.n.div_ceil(ROWS);
-        let tiles = if weights <= WEIGHT_BYTES { FEW.min(all) } else { all };
-        let pieces = blocks.div_ceil((ROW_TILES / tiles.max(1)).max(LEAST_BLOCKS));
+        let blocks = blocks(extent);
+        let few = 4 * PARTED * blocks * extent.n.div_ceil(ROWS) <= WEIGHT_BYTES;
+        let tiles = if few { FEW } else { m.div_ceil(ROWS).next_multiple_of(2) };
+        let pieces = blocks.div_ceil(if few { FEWS_BLOCKS } else { ALLS_BLOCKS });
         Together { tiles, blocks: blocks.div_ceil(pieces.max(1)) }
     }
 
     /// Floats of the split rows.
-    pub(super) fn floats(self) -> usize {
+    fn floats(self) -> usize {
         self.tiles * self.blocks * PARTED
     }
 }
@@ -92,10 +91,7 @@ impl Together {
 /// Floats of scratch memory for `m` rows or fewer: split rows and sums, each twice, so that one is made while the other is read, and
 /// one row.
 pub(super) fn scratch(extent: Extent, m: usize) -> usize {
-    let (blocks, tiles) = (blocks(extent), m.div_ceil(ROWS).next_multiple_of(2));
-    // However many are split together, it is for one of these reasons.
-    let most = ROW_TILES.max(tiles * LEAST_BLOCKS).min(tiles * blocks);
-    2 * (most * PARTED + SUMS) + blocks * DEPTH
+    2 * (Together::new(extent, m).floats() + SUMS) + blocks(extent) * DEPTH
 }
 
 /// Splits the weights of a panel in place: `[row][width]` floats, of which the rows from `depth` on are not there yet, become
@@ -216,7 +212,7 @@ impl Run<'_> {
                     let of_pair = from..rows.end.min(from + 2 * height);
                     let a = block.at.add(2 * pair * tile).cast::<u32>();
                     let shape = Pair { tall: of_pair.len() > height, wide: panel.vectors == 2 };
-                    beside.making(panel, of_pair.clone(), piece);
+                    beside.making(panel, of_pair, piece);
                     unit.clear();
                     for i in 0..piece.len() {
                         let a = [a.add(i * PARTED), a.add(tile + i * PARTED)].map(<*mut u32>::cast_const);
@@ -234,7 +230,7 @@ impl Run<'_> {
                     }
                     beside.finish_rest::<S>();
                     unit.store(shape, beside.sums(), COLUMNS);
-                    beside.made(panel, of_pair, piece);
+                    beside.made();
                 }
             }
         }
