@@ -73,6 +73,9 @@ struct Args {
     /// A safetensors file with `input` and `logits` to compare with.
     #[arg(long)]
     reference: Option<PathBuf>,
+    /// Choose how convolutions are computed by timing, and keep what was found in this file.
+    #[arg(long, conflicts_with = "train")]
+    tune: Option<PathBuf>,
     /// Serve a benchmark over standard input and output.
     #[arg(long)]
     worker: bool,
@@ -107,7 +110,11 @@ fn model(args: &Args) -> Result<Model> {
 }
 
 fn options(args: &Args) -> PlanOptions {
-    PlanOptions::new().threads(args.threads)
+    let options = PlanOptions::new().threads(args.threads);
+    match &args.tune {
+        Some(file) => options.tuned(file),
+        None => options,
+    }
 }
 
 fn input(args: &Args) -> Result<Tensor> {

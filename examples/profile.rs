@@ -18,6 +18,7 @@ use convzoo::simd::{Isa, peak_gflops};
 use convzoo::{Error, Model, PlanOptions, Result, Tensor, models};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Times every step of a network's plan: the shortest of several rounds.
 #[derive(Parser)]
@@ -37,6 +38,9 @@ struct Args {
     /// Rounds to take the shortest time of.
     #[arg(long, default_value_t = 20)]
     rounds: usize,
+    /// Choose how convolutions are computed by timing, and keep what was found in this file.
+    #[arg(long, conflicts_with = "train")]
+    tune: Option<PathBuf>,
     /// Times a training step, forward and back.
     #[arg(long)]
     train: bool,
@@ -62,7 +66,11 @@ fn run(args: &Args) -> Result<()> {
     }
     let side = args.size.unwrap_or(models::get(&args.model)?.input);
     let model = Model::new(&models::build(&args.model, None)?, &mut rng)?;
-    let mut plan = model.plan_with([args.batch, 3, side, side], &PlanOptions::new().threads(args.threads))?;
+    let mut options = PlanOptions::new().threads(args.threads);
+    if let Some(file) = &args.tune {
+        options = options.tuned(file);
+    }
+    let mut plan = model.plan_with([args.batch, 3, side, side], &options)?;
     drop(model);
     let input = Tensor::from_fn(&[args.batch, 3, side, side], |_| 2.0 * rng.random::<f32>() - 1.0);
 

@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("graph", &["activation", "error", "shape", "tensor"]),
     ("layers", &["activation", "error", "graph", "shape", "tensor"]),
     ("models", &["activation", "error", "graph", "layers", "shape", "tensor"]),
-    ("exec", &["activation", "error", "graph", "kernels", "par", "random", "shape", "simd", "tensor"]),
+    ("exec", &["activation", "atomic", "error", "graph", "kernels", "par", "random", "shape", "simd", "tensor"]),
     ("weights", &["atomic", "error", "graph", "shape", "tensor"]),
     ("train", &["error", "exec", "graph", "random", "tensor", "weights"]),
     ("vision", &["atomic", "error", "random", "shape", "tensor", "train"]),

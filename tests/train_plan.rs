@@ -350,7 +350,7 @@ fn streamed(graph: &Graph, params: &Params, images: &Tensor, options: TrainOptio
     let error = plan.backward(&named).unwrap_err().to_string();
     assert!(error.contains("streams its gradients"), "{error}");
     let mut found = vec![None; params.defs().len()];
-    plan.backward_each(&mut params, &named, |id, weight, gradient| {
+    plan.backward_each(&mut params, &named, |id, weight, gradient, _| {
         assert_eq!(weight.len(), gradient.len());
         weight.fill(f32::NAN); // nothing reads it any more
         assert!(found[id.index()].replace(gradient.to_vec()).is_none(), "handed over twice");
@@ -409,12 +409,12 @@ fn streamed_gradients_take_less_memory_and_an_error_ends_the_way_back() -> Resul
     assert!(kept.predicted_bytes() > bytes && streamed.predicted_bytes() < kept.predicted_bytes());
     let slope = streamed.forward(&mut params, &images, 0)?.logits().clone();
     let mut calls = 0;
-    let error = streamed.backward_each(&mut params, &[("logits", &slope)], |_, _, _| {
+    let error = streamed.backward_each(&mut params, &[("logits", &slope)], |_, _, _, _| {
         calls += 1;
         Err(convzoo::Error::invalid("optimiser", "enough"))
     });
     assert!(error.unwrap_err().to_string().contains("enough") && calls == 1);
-    let again = streamed.backward_each(&mut params, &[("logits", &slope)], |_, _, _| Ok(()));
+    let again = streamed.backward_each(&mut params, &[("logits", &slope)], |_, _, _, _| Ok(()));
     assert!(again.unwrap_err().to_string().contains("backward without a forward"));
     Ok(())
 }

@@ -5,8 +5,8 @@ use convzoo::graph::{Graph, Node, Params, layer_fn};
 use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, GlobalAvgPool};
 use convzoo::random::Stream;
 use convzoo::train::{
-    AdamW, Batch, Clip, Decay, Epoch, Fit, Groups, Loss, LossValue, Observer, Recipe, RmsPropTf, Rule, Schedule, Sgd,
-    Silent, Source, Step, Targets, Trainer, fit, recompute_statistics,
+    AdamW, At, Batch, Clip, Decay, Epoch, Fit, Groups, Loss, LossValue, Observer, Recipe, RmsPropTf, Rule, Schedule,
+    Sgd, Silent, Slot, Source, Step, Targets, Trainer, fit, recompute_statistics,
 };
 use convzoo::vision::augment::Augment;
 use convzoo::vision::{Loader, LoaderOptions, Preset, data::PixelSet};
@@ -230,6 +230,66 @@ fn weights_moved_on_the_way_back_get_the_bits_of_those_moved_afterwards() {
         assert_eq!(bits(there.params()), bits(after.params()));
         assert_eq!(bits(there.best_params()), bits(after.best_params()));
         assert_eq!(there.progress(), after.progress());
+    }
+}
+
+/// Moves a parameter by its own share of the norm of its gradient, and so needs all of it.
+#[derive(Debug)]
+struct Normalised;
+
+impl Rule for Normalised {
+    fn slots(&self) -> Vec<Slot> {
+        Vec::new()
+    }
+
+    fn decay(&self) -> f32 {
+        0.0
+    }
+
+    fn check(&self) -> convzoo::Result<()> {
+        Ok(())
+    }
+
+    fn update(&self, at: &At, weight: &mut [f32], gradient: &[f32], _: &mut [&mut [f32]]) {
+        let norm = gradient.iter().map(|g| g * g).sum::<f32>().sqrt().max(1e-12);
+        weight.iter_mut().zip(gradient).for_each(|(w, g)| *w -= at.rate * g / norm);
+    }
+}
+
+#[test]
+fn a_large_parameter_moved_by_several_threads_gets_the_bits_of_one_moved_as_a_whole() {
+    fn wide(x: Node<'_>) -> Node<'_> {
+        use convzoo::layers::{AdaptiveAvgPool, Flatten, Linear};
+        // 192·700 weights: two pieces and a rest.
+        x.then(AdaptiveAvgPool::to(8)).then(Flatten).layer("fc1", Linear::new(700)).relu().layer("fc2", Linear::new(3))
+    }
+    let model = Model::new(&layer_fn(wide), &mut Stream::new(1).rng()).unwrap();
+    let rules: [fn() -> Box<dyn Rule>; 4] = [
+        || Sgd { decay: 1e-3, nesterov: true, ..Sgd::default() }.into(),
+        || AdamW::default().into(),
+        || RmsPropTf::default().into(),
+        || Normalised.into(),
+    ];
+    let batch = batch(4);
+    for rule in rules {
+        let moved = |threads: usize, together: bool| {
+            let recipe = Recipe::new(rule(), Schedule::one_cycle(0.01, 5)).threads(threads);
+            let mut trainer = Trainer::new(model.graph(), model.params().clone(), recipe).unwrap();
+            for _ in 0..3 {
+                match together {
+                    true => drop(trainer.step(&batch).unwrap()),
+                    false => {
+                        trainer.accumulate(&batch).unwrap();
+                        trainer.update().unwrap();
+                    }
+                }
+            }
+            bits(trainer.params())
+        };
+        let whole = moved(1, false);
+        for threads in [1, 2, 3] {
+            assert!(moved(threads, true) == whole, "{:?}, {threads} threads", rule());
+        }
     }
 }
 

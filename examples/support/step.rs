@@ -5,7 +5,7 @@ use convzoo::exec::{Gradients, TrainOptions, TrainPlan};
 use convzoo::graph::Role;
 use convzoo::kernels::naive::Real;
 use convzoo::models::ModelConfig;
-use convzoo::train::{At, CrossEntropy, Loss, Rule, Sgd, Targets};
+use convzoo::train::{At, CrossEntropy, Loss, Sgd, Targets, update_shared};
 use convzoo::{Error, Model, Result, Tensor, models};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -79,8 +79,8 @@ impl Training {
         self.done += 1;
         let at = At { rate: 0.01, decay: self.rule.decay, update: self.done };
         let (rule, velocity) = (&self.rule, &mut self.velocity);
-        self.plan.backward_each(self.model.params_mut(), &named, |id, weight, gradient| {
-            rule.update(&at, weight, gradient, &mut [&mut velocity[id.index()]]);
+        self.plan.backward_each(self.model.params_mut(), &named, |id, weight, gradient, workers| {
+            update_shared(rule, &at, weight, gradient, &mut [&mut velocity[id.index()]], workers);
             Ok(())
         })?;
         Ok(loss)
@@ -95,7 +95,7 @@ impl Training {
         let seeds: Vec<(String, Tensor)> = outputs.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
         let named: Vec<(&str, &Tensor)> = seeds.iter().map(|(name, seed)| (name.as_str(), seed)).collect();
         let mut found = Gradients::zeros(params.defs(), |_| true);
-        at.plan.backward_each(at.model.params_mut(), &named, |id, _, gradient| {
+        at.plan.backward_each(at.model.params_mut(), &named, |id, _, gradient, _| {
             found.of_mut(id).into_iter().for_each(|values| values.copy_from_slice(gradient));
             Ok(())
         })?;

@@ -16,6 +16,7 @@ mod program;
 pub mod reference;
 mod run;
 mod train;
+mod tuning;
 mod unpacked;
 
 pub use crate::kernels::conv::Precision;
@@ -23,4 +24,4 @@ pub use gradients::Gradients;
 pub use mode::{Noise, Recompute, RunningStatistics, TrainOptions};
 pub use plan::{Plan, PlanOptions};
 pub use run::{Outputs, StepTime};
-pub use train::TrainPlan;
+pub use train::{TrainPlan, Workers};

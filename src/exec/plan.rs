@@ -6,6 +6,7 @@ use super::portions::Portions;
 use super::prepare::{self, Means, Prepared, Step};
 use super::program::{Note, Program};
 use super::run::{Runner, Sizes, Turns};
+use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId, Op, Params, Role, Source};
 use crate::kernels::conv::Precision;
@@ -13,6 +14,7 @@ use crate::par::{Team, default_threads};
 use crate::simd::Isa;
 use crate::tensor::Tensor;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// What a plan should compute, and with what.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +24,7 @@ pub struct PlanOptions {
     precision: Precision,
     features: Vec<String>,
     all_scopes: bool,
+    tuned: Option<PathBuf>,
 }
 
 impl PlanOptions {
@@ -45,6 +48,16 @@ impl PlanOptions {
     /// How far from plain sums convolutions may go for speed: [`Precision::Fast`] by default.
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Chooses how convolutions are computed by timing every way on this machine, instead of by what it usually costs, and
+    /// keeps what was found in `file`, which is made if it is not there and may serve several networks and machines.
+    ///
+    /// Planning takes some seconds the first time and nothing more from then on. What is found does not depend on the number
+    /// of threads. Another choice changes the last bits of results: who wants the same bits again keeps the file.
+    pub fn tuned(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tuned = Some(file.into());
         self
     }
 
@@ -80,7 +93,8 @@ impl Plan {
     /// Plans `graph` with the values `params` for inputs of shape `[n, c, h, w]`.
     ///
     /// # Errors
-    /// A shape the network cannot take (the layer and both numbers are named), an unknown feature, no threads.
+    /// A shape the network cannot take (the layer and both numbers are named), an unknown feature, no threads, a file of
+    /// [`PlanOptions::tuned`] that is none or cannot be written.
     pub fn new(graph: &Graph, mut params: &Params, input: [usize; 4], options: &PlanOptions) -> Result<Self> {
         Plan::from_source(graph, &mut params, input, options)
     }
@@ -115,8 +129,11 @@ impl Plan {
         let team = Team::new(threads);
         let lanes = portions.lanes(input[0], team.threads());
         let layout = Layout::new(&program, stem_border(&program), portions, lanes);
-        let means = Means { source, precision: options.precision, isa, team: &team };
+        let weights = source.defs().iter().map(|def| 4 * def.len()).sum();
+        let mut tuning = options.tuned.as_ref().map(|file| Tuning::open(file, weights)).transpose()?;
+        let means = Means { source, precision: options.precision, isa, team: &team, tuning: tuning.as_mut() };
         let Prepared { steps, repeated } = prepare::steps(&mut program, &layout, portions, means)?;
+        tuning.map_or(Ok(()), Tuning::save)?;
         let turns =
             Turns { steps: steps.len(), repeated, portions: input[0] / portions.images.max(1), lanes: layout.lanes };
         let outputs = wanted.into_iter().zip(&program.wanted);

@@ -4,6 +4,7 @@ use super::memory::Layout;
 use super::passes::fold_affine;
 use super::portions::Portions;
 use super::program::{Before, Form, Program, Unit};
+use super::tuning::Tuning;
 use super::unpacked::{Buffers, Unpacked};
 use crate::error::{Error, Result};
 use crate::graph::{NodeId, Op, ParamId, Source};
@@ -67,6 +68,8 @@ pub(super) struct Means<'a> {
     pub(super) isa: Isa,
     /// Packs the weights.
     pub(super) team: &'a Team,
+    /// Chooses how convolutions are computed; without it, what they usually cost.
+    pub(super) tuning: Option<&'a mut Tuning>,
 }
 
 /// The steps of a plan in order.
@@ -78,12 +81,12 @@ pub(super) struct Prepared {
 
 /// Prepares every unit of `program`, then the copies of what leaves the plan. Weights are released once they are packed.
 pub(super) fn steps(program: &mut Program, layout: &Layout, portions: Portions, means: Means<'_>) -> Result<Prepared> {
-    let Means { source, precision, isa, team } = means;
+    let Means { source, precision, isa, team, tuning } = means;
     let mut asked = HashMap::new();
     program.units.iter().flat_map(weights).for_each(|id| *asked.entry(id).or_insert(0) += 1);
     let (steps, notes, buffers) = (Vec::new(), Vec::new(), Buffers::default());
     let portion = (portions.units > 0).then_some(portions.images);
-    let mut maker = Maker { program, layout, portion, source, precision, isa, team, buffers, steps, notes };
+    let mut maker = Maker { program, layout, portion, source, precision, isa, team, tuning, buffers, steps, notes };
     let mut repeated = 0;
     for (i, unit) in maker.program.units.iter().enumerate() {
         maker.unit(unit)?;
@@ -158,6 +161,7 @@ struct Maker<'a> {
     precision: Precision,
     isa: Isa,
     team: &'a Team,
+    tuning: Option<&'a mut Tuning>,
     buffers: Buffers,
     steps: Vec<Step>,
     notes: Vec<(String, String)>,
@@ -305,6 +309,11 @@ impl Maker<'_> {
         }
         let Op::Conv { weight, bias, window, groups } = unit.op else { unreachable!("called for convolutions only") };
         let (spec, padded) = self.spec(unit, window, groups)?;
+        let special = padded || unit.before.is_some() || unit.sums.is_some() || unit.gate.is_some();
+        let way = match &mut self.tuning {
+            Some(tuning) if !special => tuning.choose(spec, self.precision, self.isa),
+            _ => conv::Algorithm::usual(&spec, self.precision, self.isa),
+        };
         let (weight, bias) = self.weights(unit, weight, bias)?;
         let sums = unit.sums.map(|value| self.map(value).ld);
         let gate = unit.gate.map(|value| self.map(value).ld);
@@ -314,7 +323,7 @@ impl Maker<'_> {
             _ if padded => conv::rows(spec, &weight, bias, self.isa),
             (_, Some(ld), _) => conv::depthwise_sums(spec, ld, &weight, bias, self.isa),
             (_, _, Some(ld)) => conv::gated(spec, ld, &weight, bias, self.isa),
-            _ => conv::choose(spec, &weight, bias, self.precision, self.isa),
+            _ => way.prepare(spec, &weight, bias, self.isa),
         };
         weight.finish()?;
         self.push(unit, kernel, 1);

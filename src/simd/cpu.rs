@@ -17,6 +17,12 @@ pub fn adds_apart() -> bool {
     *APART.get_or_init(asked::adds_apart)
 }
 
+/// What the CPU calls itself, or at least its architecture.
+pub fn cpu_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| asked::name().unwrap_or_else(|| std::env::consts::ARCH.to_owned()))
+}
+
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe, reason = "safe in later versions of the standard library")]
 mod asked {
@@ -40,6 +46,17 @@ mod asked {
         })
     }
 
+    pub(super) fn name() -> Option<String> {
+        const PARTS: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+        if leaf(0x8000_0000, 0).eax < *PARTS.end() {
+            return None;
+        }
+        let parts = PARTS.map(|at| leaf(at, 0)).flat_map(|CpuidResult { eax, ebx, ecx, edx }| [eax, ebx, ecx, edx]);
+        let bytes: Vec<u8> = parts.flat_map(u32::to_le_bytes).take_while(|&byte| byte != 0).collect();
+        let name = String::from_utf8_lossy(&bytes).split_whitespace().collect::<Vec<_>>().join(" ");
+        (!name.is_empty()).then_some(name)
+    }
+
     pub(super) fn adds_apart() -> bool {
         let CpuidResult { ebx, ecx, edx, .. } = leaf(0, 0);
         [ebx, edx, ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
@@ -54,6 +71,10 @@ mod asked {
 
     pub(super) fn adds_apart() -> bool {
         false
+    }
+
+    pub(super) fn name() -> Option<String> {
+        None
     }
 }
 

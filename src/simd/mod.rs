@@ -63,7 +63,7 @@ mod scalar;
 mod simd128;
 pub mod tiles;
 
-pub use cpu::{adds_apart, first_cache};
+pub use cpu::{adds_apart, cpu_name, first_cache};
 pub use math::{activation_gradient, apply_activation, exp, has_output_gradient, output_gradient, sigmoid, silu};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;

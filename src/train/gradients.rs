@@ -1,7 +1,7 @@
 //! Gradients gathered over one or several batches, measured and clipped.
 
 use crate::error::{Error, Result};
-use crate::exec::Gradients;
+use crate::exec::{Gradients, Workers};
 use crate::graph::{ParamDef, ParamId};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -174,6 +174,20 @@ pub(super) fn squares(values: &[f32]) -> f64 {
         sums.iter_mut().zip(run).for_each(|(sum, &v)| *sum += square(v));
     }
     sums.iter().sum::<f64>() + rest.iter().map(|&v| square(v)).sum::<f64>()
+}
+
+/// Values that a worker goes through at a time.
+pub(super) const PIECE: usize = 64 << 10;
+
+/// As [`squares`], the sums of pieces added up in order.
+pub(super) fn shared_squares(values: &[f32], workers: Workers<'_>) -> f64 {
+    if values.len() <= PIECE {
+        return squares(values);
+    }
+    let mut sums = vec![0.0; values.len().div_ceil(PIECE)];
+    let pieces = values.chunks(PIECE).zip(&mut sums);
+    workers.share(pieces.len(), pieces, |(piece, sum)| *sum = squares(piece));
+    sums.iter().sum()
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub use groups::Groups;
 pub use log::{Log, read_log};
 pub use loss::{BinaryCrossEntropy, CrossEntropy, Loss, LossValue};
 pub use metrics::Metrics;
-pub use optim::{AdamW, At, Optimizer, RmsPropTf, Rule, Sgd, Slot};
+pub use optim::{AdamW, At, Optimizer, RmsPropTf, Rule, Sgd, Slot, update_shared};
 pub use recipe::Recipe;
 pub use schedule::{Decay, Schedule};
 pub use statistics::recompute_statistics;

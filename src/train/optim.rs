@@ -3,9 +3,10 @@
 //! A [`Rule`] is the formula and its constants, a plain value; [`Optimizer`] holds the memory the formula needs per
 //! parameter and applies it group by group. The learning rate comes from outside with every step.
 
-use super::gradients::GradientSum;
+use super::gradients::{GradientSum, PIECE};
 use super::groups::Groups;
 use crate::error::{Error, Result};
+use crate::exec::Workers;
 use crate::graph::{ParamDef, Params};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -46,10 +47,39 @@ pub trait Rule: std::fmt::Debug + Send + Sync {
     /// Moves `weight` along `gradient`; `slots` are those of [`Rule::slots`], each as long as the weight.
     fn update(&self, at: &At, weight: &mut [f32], gradient: &[f32], slots: &mut [&mut [f32]]);
 
+    /// Whether every weight moves by its own gradient and slots alone, so that a parameter may be moved piece by piece, by
+    /// several threads. A formula that looks at all of a parameter, at its norm say, must leave this at `false`.
+    fn is_element_wise(&self) -> bool {
+        false
+    }
+
     /// The formula and its constants in words, to tell a checkpoint of one training from that of another.
     fn describe(&self) -> String {
         format!("{self:?}")
     }
+}
+
+/// Moves `weight` as [`Rule::update`] does, with the same bits, piece by piece and shared among `workers` if the rule
+/// [allows](Rule::is_element_wise) it.
+pub fn update_shared(
+    rule: &dyn Rule,
+    at: &At,
+    weight: &mut [f32],
+    gradient: &[f32],
+    slots: &mut [&mut [f32]],
+    workers: Workers<'_>,
+) {
+    if weight.len() <= PIECE || !rule.is_element_wise() {
+        return rule.update(at, weight, gradient, slots);
+    }
+    let mut slots: Vec<_> = slots.iter_mut().map(|slot| slot.chunks_mut(PIECE)).collect();
+    let pieces = weight.chunks_mut(PIECE).zip(gradient.chunks(PIECE));
+    let count = pieces.len();
+    let pieces = pieces.map(|(weight, gradient)| {
+        let slots: Vec<&mut [f32]> = slots.iter_mut().filter_map(Iterator::next).collect();
+        (weight, gradient, slots)
+    });
+    workers.share(count, pieces, |(weight, gradient, mut slots)| rule.update(at, weight, gradient, &mut slots));
 }
 
 impl<R: Rule + 'static> From<R> for Box<dyn Rule> {
@@ -101,6 +131,10 @@ impl Rule for Sgd {
             ));
         }
         Ok(())
+    }
+
+    fn is_element_wise(&self) -> bool {
+        true
     }
 
     fn update(&self, at: &At, weight: &mut [f32], gradient: &[f32], slots: &mut [&mut [f32]]) {
@@ -158,6 +192,10 @@ impl Rule for AdamW {
         within("adamw", "decay", self.decay, 0.0..=f32::MAX)
     }
 
+    fn is_element_wise(&self) -> bool {
+        true
+    }
+
     fn update(&self, at: &At, weight: &mut [f32], gradient: &[f32], slots: &mut [&mut [f32]]) {
         let [means, squares] = slots else { unreachable!("two slots were asked for") };
         let [b1, b2] = self.betas;
@@ -212,6 +250,10 @@ impl Rule for RmsPropTf {
         within("rmsprop", "momentum", self.momentum, 0.0..=1.0)?;
         within("rmsprop", "epsilon", self.epsilon, f32::MIN_POSITIVE..=f32::MAX)?;
         within("rmsprop", "decay", self.decay, 0.0..=f32::MAX)
+    }
+
+    fn is_element_wise(&self) -> bool {
+        true
     }
 
     fn update(&self, at: &At, weight: &mut [f32], gradient: &[f32], slots: &mut [&mut [f32]]) {
@@ -300,20 +342,32 @@ impl Optimizer {
         self.fits(params, gradients)?;
         for (i, (_, weight)) in params.iter_mut().enumerate() {
             if let Some(gradient) = gradients.at(i) {
-                self.update(i, weight, gradient.as_slice(), rate);
+                self.update(i, weight, gradient.as_slice(), (rate, None));
             }
         }
         Ok(())
     }
 
-    /// Moves one parameter, if it learns. The rate has been checked, and gradient and weight have one shape.
-    pub(super) fn update(&mut self, parameter: usize, weight: &mut [f32], gradient: &[f32], rate: f64) {
+    /// Moves one parameter, if it learns, with the help of workers, if there are any. The rate has been checked, and
+    /// gradient and weight have one shape.
+    pub(super) fn update(
+        &mut self,
+        parameter: usize,
+        weight: &mut [f32],
+        gradient: &[f32],
+        (rate, workers): (f64, Option<Workers<'_>>),
+    ) {
         let (share, (updates, slots)) = (self.shares[parameter], &mut self.memory[parameter]);
-        if share.learns {
-            *updates += 1;
-            let (rate, decay) = ((rate * f64::from(share.rate)) as f32, self.rule.decay() * share.decay);
-            let mut slots: Vec<&mut [f32]> = slots.iter_mut().map(Tensor::as_mut_slice).collect();
-            self.rule.update(&At { rate, decay, update: *updates }, weight, gradient, &mut slots);
+        if !share.learns {
+            return;
+        }
+        *updates += 1;
+        let (rate, decay) = ((rate * f64::from(share.rate)) as f32, self.rule.decay() * share.decay);
+        let mut slots: Vec<&mut [f32]> = slots.iter_mut().map(Tensor::as_mut_slice).collect();
+        let at = At { rate, decay, update: *updates };
+        match workers {
+            Some(workers) => update_shared(&*self.rule, &at, weight, gradient, &mut slots, workers),
+            None => self.rule.update(&at, weight, gradient, &mut slots),
         }
     }
 

@@ -1,6 +1,6 @@
 //! `Trainer`: a network in training, one step at a time.
 
-use super::gradients::squares;
+use super::gradients::shared_squares;
 use super::optim::check_rate;
 use super::{Batch, Clip, Ema, GradientSum, Loss, Metrics, Optimizer, Recipe, Schedule, evaluate};
 use crate::error::{Error, Result};
@@ -226,15 +226,18 @@ impl Trainer {
         let at = self.plan_for((batch.shape()?, true))?;
         let (loss, slopes) = self.forward(at, batch)?;
         let (optimizer, mut sum) = (&mut self.optimizer, 0.0);
-        let moved =
-            self.plans[at].1.backward_each(&mut self.params, &named(&self.heads, &slopes), |id, weight, gradient| {
-                sum += squares(gradient);
+        let moved = self.plans[at].1.backward_each(
+            &mut self.params,
+            &named(&self.heads, &slopes),
+            |id, weight, gradient, workers| {
+                sum += shared_squares(gradient, workers);
                 if sum.is_finite() {
-                    optimizer.update(id.index(), weight, gradient, rate);
+                    optimizer.update(id.index(), weight, gradient, (rate, Some(workers)));
                     return Ok(());
                 }
                 Err(Error::invalid("gradients", "not finite"))
-            });
+            },
+        );
         if !sum.is_finite() {
             return Err(self.broke_down("gradient norm", sum));
         }

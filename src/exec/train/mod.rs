@@ -33,3 +33,4 @@ mod streamed;
 mod weighted;
 
 pub use plan::TrainPlan;
+pub use run::Workers;

@@ -7,9 +7,26 @@ use crate::error::{Error, Result};
 use crate::exec::run::Pointer;
 use crate::exec::{Gradients, Outputs, StepTime};
 use crate::graph::{ParamId, Params};
+use crate::par::Team;
 use crate::tensor::Tensor;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+/// The threads of a plan, for work between its steps.
+#[derive(Clone, Copy)]
+pub struct Workers<'a>(&'a Team);
+
+impl Workers<'_> {
+    /// Calls `work` with every one of `pieces`, of which there are `count`, in any order and from several threads.
+    pub fn share<T>(&self, count: usize, pieces: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+        let pieces = Mutex::new(pieces);
+        self.0.share(count, &|_| {
+            let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            next.into_iter().for_each(&work);
+        });
+    }
+}
 
 impl TrainPlan {
     /// Runs the network in training mode on a batch of the planned shape: batch norm by the batch's statistics, noise by
@@ -47,7 +64,7 @@ impl TrainPlan {
     }
 
     /// As [`backward`](Self::backward), but calls `each` with a parameter's number, its value in `params`, which may be
-    /// changed, and its gradient: for every parameter that has one, once. With
+    /// changed, its gradient, and the plan's workers, who wait meanwhile: for every parameter that has one, once. With
     /// [streamed](crate::exec::TrainOptions::stream_gradients) gradients that is as soon as a gradient is complete, and its
     /// memory is used again; the order is then that of the way back.
     ///
@@ -58,7 +75,7 @@ impl TrainPlan {
     /// let (graph, mut params) = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?.into_parts();
     /// let mut plan = TrainPlan::new(&graph, &params, [2, 3, 32, 32], &TrainOptions::new().stream_gradients())?;
     /// let slope = plan.forward(&mut params, &Tensor::zeros(&[2, 3, 32, 32]), 0)?.logits().clone();
-    /// plan.backward_each(&mut params, &[("logits", &slope)], |_, weight, gradient| {
+    /// plan.backward_each(&mut params, &[("logits", &slope)], |_, weight, gradient, _| {
     ///     weight.iter_mut().zip(gradient).for_each(|(w, g)| *w -= 0.1 * g);
     ///     Ok(())
     /// })?;
@@ -72,7 +89,7 @@ impl TrainPlan {
         &mut self,
         params: &mut Params,
         of: &[(&str, &Tensor)],
-        mut each: impl FnMut(ParamId, &mut [f32], &[f32]) -> Result<()>,
+        mut each: impl FnMut(ParamId, &mut [f32], &[f32], Workers<'_>) -> Result<()>,
     ) -> Result<()> {
         self.check(params)?;
         self.prepare_back(of)?;
@@ -89,13 +106,13 @@ impl TrainPlan {
                 done += 1;
                 let (_, weight) = params.iter_mut().nth(gradient.id.index()).expect("the parameters were checked");
                 let at = self.offsets[gradient.buffer];
-                each(gradient.id, weight, &self.runner.arena()[at..at + weight.len()])?;
+                each(gradient.id, weight, &self.runner.arena()[at..at + weight.len()], Workers(&self.runner.team))?;
             }
         }
         let kept = params.iter_mut().enumerate();
         for (id, (_, weight)) in kept.map(|(id, param)| (ParamId(id), param)) {
             if let Some(gradient) = self.gradients.of(id) {
-                each(id, weight, gradient.as_slice())?;
+                each(id, weight, gradient.as_slice(), Workers(&self.runner.team))?;
             }
         }
         Ok(())

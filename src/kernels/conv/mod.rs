@@ -3,6 +3,7 @@
 //! Every constructor takes a [`ConvSpec`], the weights as PyTorch stores them (`[out, in / groups, kh, kw]`) and an
 //! instruction set, packs what it needs and cuts the work into tiles. [`choose`] picks one by shape.
 
+mod algorithm;
 mod deform;
 mod depthwise;
 mod expand;
@@ -18,6 +19,7 @@ mod strassen;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 mod weights;
 pub mod winograd;
 
@@ -26,9 +28,10 @@ use crate::kernels::gemm::is_clamp;
 use crate::kernels::{Epilogue, Kernel, Map, Weights};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
-use weights::{Form, held};
+use weights::Form;
 use winograd::Kept;
 
+pub use algorithm::{Algorithm, Precision, choose};
 pub use deform::{Sampling, deform};
 pub use depthwise::{depthwise, depthwise_sums};
 pub use expand::{ExpandSpec, ExpandWeights, expand_depthwise};
@@ -100,43 +103,6 @@ impl ConvSpec {
     }
 }
 
-/// How far from the sum by definition a convolution may go for speed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// 3×3 and 5×5 windows may be computed by [`winograd`] and 1×1 by [`strassen`], whose rounding errors are about twice
-    /// those of the plain sum; and products on a [matrix unit](crate::simd::tiles), which leaves out what is below an `f32`.
-    #[default]
-    Fast,
-    /// Plain sums of `f32` only.
-    Exact,
-}
-
-impl Precision {
-    /// What of an instruction set may be used.
-    pub fn limit(self, isa: Isa) -> Isa {
-        match self {
-            Precision::Fast => isa,
-            Precision::Exact => isa.vectors(),
-        }
-    }
-}
-
-/// The kernel for a convolution, by shape and precision, and, for 1×1, by what additions cost on this CPU.
-pub fn choose(
-    spec: ConvSpec,
-    weight: &dyn Weights,
-    bias: Option<&[f32]>,
-    precision: Precision,
-    isa: Isa,
-) -> Box<dyn Kernel> {
-    let isa = precision.limit(isa);
-    if precision == Precision::Fast && strassen::profitable(&spec, Input::Ready) {
-        return strassen(spec, None, weight, bias, isa);
-    }
-    spec.check(weight, bias);
-    held(form(spec, Kept::Held, precision, isa), weight, bias)
-}
-
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
 pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precision: Precision, isa: Isa) -> Learned {
     spec.check_sizes();
@@ -144,7 +110,7 @@ pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precis
     let isa = if direction == Direction::Forward { isa.vectors() } else { precision.limit(isa) };
     let form: Box<dyn Form> = match spec.groups == 1 && spec.window.is_pointwise() {
         true => Box::new(indirect::Indirect::striped(spec, isa)),
-        false => form(spec, Kept::Learned, precision, isa),
+        false => algorithm::form(spec, precision, isa),
     };
     weights::learned(form, direction, spec.output.c * spec.depth(), bias)
 }
@@ -187,27 +153,6 @@ pub fn learned_deform(spec: ConvSpec, sampling: Sampling, bias: Option<usize>, i
     spec.check_sizes();
     let form = Box::new(deform::Deform::new(spec, sampling, isa));
     weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), bias)
-}
-
-fn form(spec: ConvSpec, weights: Kept, precision: Precision, isa: Isa) -> Box<dyn Form> {
-    if let (Precision::Fast, Some(form)) = (precision, winograd::profitable(&spec, weights)) {
-        return Box::new(winograd::Winograd::new(spec, form, isa));
-    }
-    if spec.groups == 1 && spec.window.is_pointwise() {
-        return Box::new(indirect::Indirect::pointwise(spec, isa));
-    }
-    if spec.groups == spec.input.c && spec.groups == spec.output.c {
-        return Box::new(slide::Slide::new("depthwise", spec, isa));
-    }
-    // Groups that are too narrow to be a matrix product each. Windows without a sliding loop of their own: sooner.
-    let slides = spec.window.kernel[1] == 3 && spec.window.stride[1] <= 2 && spec.window.dilation[1] == 1;
-    let narrow = if slides { 64 } else { 8 };
-    if spec.groups > 1 && spec.group_inputs().max(spec.group_outputs()) <= narrow {
-        return Box::new(slide::Slide::new("grouped", spec, isa));
-    }
-    // Short runs of channels keep the microkernel busy with pointers: gather them first.
-    let short = spec.group_inputs() < 8 && spec.window.taps() > 1;
-    if short { Box::new(im2col::Im2col::new(spec, isa)) } else { Box::new(indirect::Indirect::any(spec, isa)) }
 }
 
 /// Whether [`strassen`] should apply the norm before this convolution while it reads its input; by shape and precision

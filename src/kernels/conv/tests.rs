@@ -180,7 +180,7 @@ fn check_all(case: &Case, makes: &[Make]) {
 
 /// On the matrix unit, which only what is large enough would be computed on.
 fn split(case: &Case) -> Box<dyn Kernel> {
-    held(Box::new(super::indirect::Indirect::split(case.spec)), &case.weight, case.bias.as_deref())
+    super::weights::held(Box::new(super::indirect::Indirect::split(case.spec)), &case.weight, case.bias.as_deref())
 }
 
 #[test]

@@ -2,8 +2,9 @@ use super::pointwise::Source;
 use super::*;
 use crate::activation::Activation::Relu;
 use crate::kernels::conv::testing::noise;
-use crate::kernels::conv::winograd::{self, Form, Kept};
-use crate::kernels::conv::{Sampling, form, learned_deform, learned_rows, weights};
+use crate::kernels::conv::winograd::{self, Form};
+use crate::kernels::conv::algorithm::form;
+use crate::kernels::conv::{Sampling, learned_deform, learned_rows, weights};
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
 use crate::kernels::naive::{self, ConvShape};
 use crate::kernels::norm::train as norm;
@@ -95,7 +96,7 @@ fn weights_that_come_with_every_run_give_what_held_ones_do() {
         let (weight, bias) = (noise(spec.output.c * spec.depth(), 2), noise(spec.output.c, 3));
         for &isa in Isa::available() {
             let forward = learned(spec, Direction::Forward, Some(bias.len()), Precision::Fast, isa);
-            let form = form(spec, Kept::Learned, Precision::Fast, isa);
+            let form = form(spec, Precision::Fast, isa);
             let held = weights::held(form, &weight, Some(&bias[..]));
             let packed = pack(&forward, &weight, Some(&bias));
             let [mut found, mut expected] = [0.0, 0.0].map(|v| vec![v; spec.output.extent()]);

@@ -142,7 +142,7 @@ pub enum Kept {
 /// The estimate is that of a core with two 16-lane multipliers to which memory brings 7 bytes of weights a cycle: for
 /// small maps at batch 1 these decide, and the form with the smaller weights, or none, is best.
 pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
-    if spec.input.c.min(spec.output.c) < LEAST_CHANNELS || spec.output.pixels() == 0 {
+    if !fills_registers(spec) {
         return None;
     }
     let (inputs, outputs) = (spec.input.c, spec.output.c);
@@ -167,6 +167,11 @@ pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
     let able = Form::ALL.into_iter().filter(|&form| form.applies(spec) && (few || form != Form::F3));
     let form = able.min_by(|&a, &b| more(a).total_cmp(&more(b)))?;
     (LEAST_GAIN[usize::from(large(form))] * cost(form) < direct).then_some(form)
+}
+
+/// Whether there are enough channels for the transforms to save anything, and something to compute.
+pub(super) fn fills_registers(spec: &ConvSpec) -> bool {
+    spec.input.c.min(spec.output.c) >= LEAST_CHANNELS && spec.output.pixels() > 0
 }
 
 /// A convolution of one group without dilation whose window the form is for; see [`Form::applies`].

@@ -1,0 +1,111 @@
+//! What a way to compute a convolution costs here: timed on made-up numbers.
+
+#![allow(unsafe_code, reason = "runs kernels on raw maps")]
+
+use super::{Algorithm, ConvSpec};
+use crate::kernels::{Io, Kernel};
+use crate::simd::Isa;
+use crate::tensor::AlignedBuf;
+use std::time::{Duration, Instant};
+
+/// Runs of each way, of which the shortest counts.
+const RUNS: usize = 7;
+
+/// Another way must be faster than the usual one by this much: less is noise.
+const LEAST_GAIN: f64 = 1.04;
+
+/// What lies between two runs of a layer: the rest of the network, whose weights come through the cache.
+pub struct Others(AlignedBuf);
+
+impl Others {
+    /// More than this makes no difference.
+    const MOST: usize = 64 << 20;
+
+    /// Weights of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Others(AlignedBuf::zeros(bytes.min(Self::MOST) / 4))
+    }
+
+    /// Uses one float of every cache line.
+    fn pass(&mut self) {
+        self.0.iter_mut().step_by(16).for_each(|value| *value += 1.0);
+    }
+}
+
+/// The fastest of `able` on one thread; `usual`, one of them, unless another is clearly faster.
+pub fn fastest(spec: ConvSpec, able: &[Algorithm], usual: Algorithm, isa: Isa, others: &mut Others) -> Algorithm {
+    let weight: Vec<f32> = (0..spec.output.c * spec.depth()).map(|i| (i % 7) as f32 - 3.0).collect();
+    let mut trials: Vec<Trial> = able.iter().map(|&way| Trial::new(spec, way, &weight, isa)).collect();
+    let mut times = vec![Duration::MAX; able.len()];
+    // In turn, so that what slows the machine down for a while slows all of them.
+    for _ in 0..RUNS {
+        for (trial, least) in trials.iter_mut().zip(&mut times) {
+            others.pass();
+            *least = trial.run().min(*least);
+        }
+    }
+    let of = |way| able.iter().zip(&times).find_map(|(&other, &time)| (other == way).then_some(time.as_secs_f64()));
+    let best = able.iter().zip(&times).min_by_key(|(_, time)| **time).map(|(&way, _)| way);
+    match best.and_then(|best| Some((best, of(best)?, of(usual)?))) {
+        Some((best, its, usual)) if its * LEAST_GAIN < usual => best,
+        _ => usual,
+    }
+}
+
+/// A kernel and the maps it works on.
+struct Trial {
+    kernel: Box<dyn Kernel>,
+    input: AlignedBuf,
+    residual: AlignedBuf,
+    output: AlignedBuf,
+    scratch: AlignedBuf,
+}
+
+impl Trial {
+    fn new(spec: ConvSpec, way: Algorithm, weight: &[f32], isa: Isa) -> Self {
+        let kernel = way.prepare(spec, &weight, None, isa);
+        let residual = spec.epilogue.residual.map_or(0, |ld| spec.output.pixels() * ld);
+        Trial {
+            input: AlignedBuf::zeros(spec.input.extent()),
+            residual: AlignedBuf::zeros(residual),
+            output: AlignedBuf::zeros(spec.output.extent()),
+            scratch: AlignedBuf::zeros(kernel.scratch()),
+            kernel,
+        }
+    }
+
+    /// How long one run takes whose input was written just before.
+    fn run(&mut self) -> Duration {
+        self.input.fill(1.0);
+        let io = Io::new(&[self.input.as_ptr(), self.residual.as_ptr()], self.output.as_mut_ptr());
+        let started = Instant::now();
+        for tile in 0..self.kernel.tiles() {
+            // SAFETY: the buffers have the extents of the maps the kernel was prepared for, and as much scratch as it asks for;
+            // one tile runs after the other.
+            unsafe { self.kernel.run(tile, &io, &mut self.scratch) };
+        }
+        started.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::conv::Precision;
+    use crate::kernels::{Epilogue, Map};
+    use crate::shape::{Padding, Window};
+
+    #[test]
+    fn where_fewer_multiplications_tell_a_way_with_fewer_is_found() {
+        let window = Window { padding: Padding::Symmetric([1; 2]), ..Window::square(3) };
+        let map = Map::dense([1, 28, 28, 64]);
+        let placed = window.place([28; 2], "test").unwrap();
+        let residual = Epilogue { residual: Some(64), activation: None };
+        let spec = ConvSpec { input: map, output: map, window, placed, groups: 1, epilogue: residual };
+        let isa = Isa::detect();
+        let able = Algorithm::able(&spec, Precision::Fast, isa);
+        let found = fastest(spec, &able, Algorithm::Plain, isa, &mut Others::new(1 << 20));
+        assert!(matches!(found, Algorithm::Winograd(_)), "{found}");
+        assert_eq!(fastest(spec, &[Algorithm::Plain], Algorithm::Plain, isa, &mut Others::new(0)), Algorithm::Plain);
+    }
+}
