@@ -1,9 +1,9 @@
 use super::pointwise::Source;
 use super::*;
 use crate::activation::Activation::Relu;
+use crate::kernels::conv::algorithm::form;
 use crate::kernels::conv::testing::noise;
 use crate::kernels::conv::winograd::{self, Form};
-use crate::kernels::conv::algorithm::form;
 use crate::kernels::conv::{Sampling, learned_deform, learned_rows, weights};
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
 use crate::kernels::naive::{self, ConvShape};
