@@ -213,8 +213,8 @@ const V_BYTES: usize = 512 << 10;
 const SQUARES: [usize; 2] = [32, 64];
 /// Fewer squares than this are not worth the weights they pull in.
 const LEAST_SQUARES: usize = 8;
-/// About 20 µs of one core.
-const MACS_PER_TILE: usize = 2_000_000;
+/// Some 5 µs of one core, transforms included: what a thread that waits for another loses is a tenth of that.
+const MACS_PER_TILE: usize = 300_000;
 
 impl Winograd {
     /// See [`winograd`].
