@@ -10,7 +10,6 @@
 //! [`weights`] and `vision` (the outside world) → [`kernels`] and [`simd`] (where the time goes).
 
 pub mod activation;
-#[cfg(any(feature = "safetensors", feature = "npz", feature = "plot", feature = "vision"))]
 mod atomic;
 pub mod error;
 pub mod exec;

@@ -287,8 +287,8 @@ fn a_large_parameter_moved_by_several_threads_gets_the_bits_of_one_moved_as_a_wh
             bits(trainer.params())
         };
         let whole = moved(1, false);
-        for threads in [1, 2, 3] {
-            assert!(moved(threads, true) == whole, "{:?}, {threads} threads", rule());
+        for (threads, together) in [(1, true), (2, true), (3, true), (2, false)] {
+            assert!(moved(threads, together) == whole, "{:?}, {threads} threads, {together}", rule());
         }
     }
 }

@@ -83,7 +83,7 @@ fn plain_sums_leave_nothing_to_choose() {
 fn a_file_that_is_none_and_a_folder_that_is_not_there_are_named() {
     let (model, _) = model();
     let file = Scratch::new("damaged");
-    let refusal = |options: PlanOptions| model.plan_with([2, 3, 30, 30], &options).err().expect("an error").to_string();
+    let refusal = |options: PlanOptions| model.plan_with([2, 3, 30, 30], &options).expect_err("refused").to_string();
     for (content, place) in [("# fine\nno tab here\n", "line 2"), ("a\tb\tby magic\n", "line 1")] {
         fs::write(&file.0, content).unwrap();
         let error = refusal(PlanOptions::new().tuned(&file.0));

@@ -311,7 +311,8 @@ impl Trainer {
             return Err(self.broke_down("gradient norm", norm));
         }
         let (rate, step) = (self.rate(), self.progress.step);
-        self.optimizer.step(&mut self.params, &self.gradients, rate)?;
+        let workers = self.plans.first().map(|(_, plan)| plan.workers());
+        self.optimizer.step_shared(&mut self.params, &self.gradients, rate, workers)?;
         self.gradients.clear();
         self.pending_loss = 0.0;
         self.moved(Step { step, loss, rate, norm })

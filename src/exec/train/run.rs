@@ -118,6 +118,11 @@ impl TrainPlan {
         Ok(())
     }
 
+    /// The threads of this plan, while it does not run.
+    pub fn workers(&self) -> Workers<'_> {
+        Workers(&self.runner.team)
+    }
+
     /// Runs one step forward and back, timing each kernel. The gradient of every output is the output itself.
     pub fn profile(&mut self, params: &mut Params, images: &Tensor, step: u64) -> Result<Vec<StepTime>> {
         self.prepare(params, images, step)?;
