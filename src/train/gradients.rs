@@ -185,8 +185,7 @@ pub(super) fn shared_squares(values: &[f32], workers: Workers<'_>) -> f64 {
         return squares(values);
     }
     let mut sums = vec![0.0; values.len().div_ceil(PIECE)];
-    let pieces = values.chunks(PIECE).zip(&mut sums);
-    workers.share(pieces.len(), pieces, |(piece, sum)| *sum = squares(piece));
+    workers.share(values.chunks(PIECE).zip(&mut sums), |(piece, sum)| *sum = squares(piece));
     sums.iter().sum()
 }
 

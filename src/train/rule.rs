@@ -67,13 +67,11 @@ pub fn update_shared(
         return rule.update(at, weight, gradient, slots);
     }
     let mut slots: Vec<_> = slots.iter_mut().map(|slot| slot.chunks_mut(PIECE)).collect();
-    let pieces = weight.chunks_mut(PIECE).zip(gradient.chunks(PIECE));
-    let count = pieces.len();
-    let pieces = pieces.map(|(weight, gradient)| {
+    let pieces = weight.chunks_mut(PIECE).zip(gradient.chunks(PIECE)).map(|(weight, gradient)| {
         let slots: Vec<&mut [f32]> = slots.iter_mut().filter_map(Iterator::next).collect();
         (weight, gradient, slots)
     });
-    workers.share(count, pieces, |(weight, gradient, mut slots)| rule.update(at, weight, gradient, &mut slots));
+    workers.share(pieces, |(weight, gradient, mut slots)| rule.update(at, weight, gradient, &mut slots));
 }
 
 impl<R: Rule + 'static> From<R> for Box<dyn Rule> {

@@ -18,9 +18,9 @@ use std::time::Instant;
 pub struct Workers<'a>(&'a Team);
 
 impl Workers<'_> {
-    /// Calls `work` with every one of `pieces`, of which there are `count`, in any order and from several threads.
-    pub fn share<T>(&self, count: usize, pieces: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
-        let pieces = Mutex::new(pieces);
+    /// Calls `work` with every one of `pieces`, from several threads and in any order.
+    pub fn share<T>(&self, pieces: impl ExactSizeIterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+        let (count, pieces) = (pieces.len(), Mutex::new(pieces));
         self.0.share(count, &|_| {
             let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
             next.into_iter().for_each(&work);

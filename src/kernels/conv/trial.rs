@@ -44,12 +44,9 @@ pub fn fastest(spec: ConvSpec, able: &[Algorithm], usual: Algorithm, isa: Isa, o
             *least = trial.run().min(*least);
         }
     }
-    let of = |way| able.iter().zip(&times).find_map(|(&other, &time)| (other == way).then_some(time.as_secs_f64()));
-    let best = able.iter().zip(&times).min_by_key(|(_, time)| **time).map(|(&way, _)| way);
-    match best.and_then(|best| Some((best, of(best)?, of(usual)?))) {
-        Some((best, its, usual)) if its * LEAST_GAIN < usual => best,
-        _ => usual,
-    }
+    let timed = || able.iter().copied().zip(times.iter().map(Duration::as_secs_f64));
+    let clearly = |&(_, least): &(_, f64)| timed().any(|(way, time)| way == usual && least * LEAST_GAIN < time);
+    timed().min_by(|a, b| a.1.total_cmp(&b.1)).filter(clearly).map_or(usual, |(best, _)| best)
 }
 
 /// A kernel and the maps it works on.
