@@ -213,7 +213,7 @@ const V_BYTES: usize = 512 << 10;
 const SQUARES: [usize; 2] = [32, 64];
 /// Fewer squares than this are not worth the weights they pull in.
 const LEAST_SQUARES: usize = 8;
-/// Some 5 µs of one core, transforms included: what a thread that waits for another loses is a tenth of that.
+/// Some 5 µs of products on one core: small networks have no more to share out.
 const MACS_PER_TILE: usize = 300_000;
 
 impl Winograd {
