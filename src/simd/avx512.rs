@@ -1,6 +1,5 @@
 //! AVX-512: 32 registers of 16 lanes.
 
-use super::math::LN_2;
 use super::{Isa, Routine, Simd, Task};
 use std::arch::x86_64::*;
 
@@ -11,13 +10,13 @@ pub struct Avx512;
 #[repr(align(64))]
 struct Aligned([f32; 32]);
 
-/// `2^(i/32) / 8`.
+/// `2^(i/32) · 0.240_228_27`.
 #[rustfmt::skip]
-static EIGHTHS: Aligned = Aligned([
-    0.125, 0.127_737_15, 0.130_534_22, 0.133_392_56, 0.136_313_47, 0.139_298_35, 0.142_348_57, 0.145_465_61,
-    0.148_650_88, 0.151_905_92, 0.155_232_22, 0.158_631_37, 0.162_104_95, 0.165_654_58, 0.169_281_94, 0.172_988_74,
-    0.176_776_69, 0.180_647_6, 0.184_603_27, 0.188_645_56, 0.192_776_35, 0.196_997_61, 0.201_311_29, 0.205_719_44,
-    0.210_224_1, 0.214_827_42, 0.219_531_52, 0.224_338_64, 0.229_251_01, 0.234_270_96, 0.239_400_82, 0.244_643_02,
+static POWERS: Aligned = Aligned([
+    0.240_228_28, 0.245_488_58, 0.250_864_1, 0.256_357_3, 0.261_970_8, 0.267_707_2, 0.273_569_23, 0.279_559_6,
+    0.285_681_2, 0.291_936_78, 0.298_329_35, 0.304_861_93, 0.311_537_53, 0.318_359_32, 0.325_330_47, 0.332_454_3,
+    0.339_734_08, 0.347_173_3, 0.354_775_4, 0.362_543_97, 0.370_482_65, 0.378_595_17, 0.386_885_32, 0.395_357,
+    0.404_014_2, 0.412_860_96, 0.421_901_43, 0.431_139_86, 0.440_580_6, 0.450_228_07, 0.460_086_76, 0.470_161_35,
 ]);
 
 /// Runs `task` with the features switched on.
@@ -172,22 +171,25 @@ impl Simd for Avx512 {
         unsafe { _mm512_scalef_ps(v, n) }
     }
 
-    /// −x = n·ln 2 − r for n in steps of 1/32. The powers of two between 1 and 2 lie in two registers, so that a polynomial
-    /// of degree 2 is enough for e⁻ʳ: 1 − 1.0000147 r + r²/2 errs by 5·10⁻⁸ at most, relative to it. It is evaluated as
-    /// (8 + 2r·(2r − 4·1.0000147)) / 8, whose sums are no work for the units that multiply.
+    /// −x·log₂e = n + r for n in steps of 1/32. The powers of two between 1 and 2 lie in two registers, so that a polynomial
+    /// of degree 2 is enough for 2ʳ: r·(r + b) + a with its leading factor in the table, which errs by 5·10⁻⁸ at most, relative to
+    /// it. Its inner sum is no work for the units that multiply. What log₂e loses as a float is put into a.
     #[inline(always)]
     unsafe fn one_and_power(x: __m512) -> __m512 {
         // Added to a number, it leaves the 32nds in the lowest bits.
         const STEPS: f32 = 1.5 * (1 << 18) as f32;
+        const LOG2_E: f32 = std::f32::consts::LOG2_E;
+        const REST: f32 = (std::f64::consts::LOG2_E - LOG2_E as f64) as f32;
+        const B: f32 = 2.885_411_3;
         unsafe {
-            let bits = _mm512_fmadd_ps(x, _mm512_set1_ps(-std::f32::consts::LOG2_E), _mm512_set1_ps(STEPS));
+            let bits = _mm512_fmadd_ps(x, _mm512_set1_ps(-LOG2_E), _mm512_set1_ps(STEPS));
             let n = _mm512_sub_ps(bits, _mm512_set1_ps(STEPS));
-            let r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.0 * LN_2.0), _mm512_add_ps(x, x));
-            let r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.0 * LN_2.1), r);
-            let sum = _mm512_fmadd_ps(r, _mm512_add_ps(r, _mm512_set1_ps(-4.0 * 1.000_014_7)), _mm512_set1_ps(8.0));
-            let [low, high] = [EIGHTHS.0.as_ptr(), EIGHTHS.0[16..].as_ptr()].map(|p| _mm512_load_ps(p));
-            let eighth = _mm512_permutex2var_ps(low, _mm512_castps_si512(bits), high);
-            _mm512_fmadd_ps(_mm512_scalef_ps(eighth, n), sum, _mm512_set1_ps(1.0))
+            let r = _mm512_fmsub_ps(x, _mm512_set1_ps(-LOG2_E), n);
+            let a = _mm512_fmadd_ps(x, _mm512_set1_ps(-REST * B), _mm512_set1_ps(4.162_707_3));
+            let sum = _mm512_fmadd_ps(r, _mm512_add_ps(r, _mm512_set1_ps(B)), a);
+            let [low, high] = [POWERS.0.as_ptr(), POWERS.0[16..].as_ptr()].map(|p| _mm512_load_ps(p));
+            let power = _mm512_permutex2var_ps(low, _mm512_castps_si512(bits), high);
+            _mm512_fmadd_ps(_mm512_scalef_ps(power, n), sum, _mm512_set1_ps(1.0))
         }
     }
 

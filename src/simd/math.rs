@@ -14,7 +14,7 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
 }
 
 /// 355 / 512 and the rest of ln 2: products of the first with |n| ≤ 160 are exact.
-pub(super) const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+const LN_2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
 
 /// e^x for |x| ≤ 110.
 ///
@@ -45,7 +45,7 @@ pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
     unsafe { S::div(S::splat(1.0), S::one_and_power(S::max(S::splat(-TAIL), S::min(S::splat(TAIL), x)))) }
 }
 
-/// x · σ(x). NaN stays NaN.
+/// x / (1 + e⁻ˣ). NaN stays NaN, and −∞ makes one, as with PyTorch.
 ///
 /// # Safety
 /// The CPU has the instruction set of `S`.
@@ -53,7 +53,6 @@ pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
     unsafe {
-        let x = S::max(S::splat(-TAIL), x);
         S::div(x, S::one_and_power(S::min(S::splat(TAIL), x)))
     }
 }
@@ -61,7 +60,7 @@ pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
 /// σ(±87) differs from 0 and 1 by less than 2·10⁻³⁸, and its reciprocal is finite.
 const TAIL: f32 = 87.0;
 
-/// 1 + e⁻ˣ for |x| ≤ [`TAIL`], with what every instruction set has.
+/// 1 + e⁻ˣ for x ≤ [`TAIL`], with what every instruction set has.
 ///
 /// −x = n·ln 2 − q with |q| ≤ ln 2 / 2; e⁻ᵠ by the polynomial of degree 5 whose greatest relative error is least, 9·10⁻⁸.
 /// The sign is in the coefficients, so nothing is negated.
@@ -70,6 +69,8 @@ pub(super) unsafe fn one_and_power<S: Simd>(x: S::V) -> S::V {
     const MINIMAX: [f32; 5] = [0.041_899_312, -0.166_676_48, 0.499_991_4, -0.999_999_7, 1.0];
     // SAFETY: passed on.
     unsafe {
+        // Below, it is infinite.
+        let x = S::max(S::splat(-110.0), x);
         let n = S::round(S::mul(x, S::splat(-std::f32::consts::LOG2_E)));
         let q = S::fma(n, S::splat(LN_2.0), x);
         let q = S::fma(n, S::splat(LN_2.1), q);
