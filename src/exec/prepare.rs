@@ -322,7 +322,7 @@ impl Maker<'_> {
             (Some(before), ..) => conv::strassen(spec, Some(prologue(before)), &weight, bias, self.isa),
             _ if padded => conv::rows(spec, &weight, bias, self.isa),
             (_, Some(ld), _) => conv::depthwise_sums(spec, ld, &weight, bias, self.isa),
-            (_, _, Some(ld)) => conv::gated(spec, ld, &weight, bias, self.isa),
+            (_, _, Some(ld)) => conv::gated(spec, ld, &weight, bias, self.precision, self.isa),
             _ => way.prepare(spec, &weight, bias, self.isa),
         };
         weight.finish()?;

@@ -52,9 +52,7 @@ pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
-    unsafe {
-        S::div(x, S::one_and_power(S::min(S::splat(TAIL), x)))
-    }
+    unsafe { S::div(x, S::one_and_power(S::min(S::splat(TAIL), x))) }
 }
 
 /// σ(±87) differs from 0 and 1 by less than 2·10⁻³⁸, and its reciprocal is finite.

@@ -3,13 +3,15 @@
 //!
 //! Where an image has many more pixels than the convolution has output channels, the weights are scaled, into scratch
 //! memory, once for every tile of its pixels. Elsewhere a block of pixels is, which the product reads while it is in the
-//! cache.
+//! cache; Strassen's product does so on the way to its sums.
 
 #![allow(unsafe_code, reason = "copies pixels and runs microkernels on raw maps")]
 
 use super::ConvSpec;
+use super::algorithm::Precision;
 use super::grid::Grid;
 use super::indirect::target;
+use super::strassen::{self, Input};
 use super::weights::{Direction, GemmPacking, pack};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
 use crate::kernels::{Io, Kernel, Weights};
@@ -22,7 +24,21 @@ use std::ops::Range;
 /// to image, is `inputs[2]`; the residual, `inputs[1]`, may be the output itself.
 ///
 /// Panics if the window is not 1×1 with stride 1, the groups are not one, or the slices do not fit.
-pub fn gated(spec: ConvSpec, ld: usize, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+pub fn gated(
+    spec: ConvSpec,
+    ld: usize,
+    weight: &dyn Weights,
+    bias: Option<&[f32]>,
+    precision: Precision,
+    isa: Isa,
+) -> Box<dyn Kernel> {
+    if precision == Precision::Fast && strassen::profitable(&spec, Input::Gated) {
+        return strassen::gated(spec, ld, weight, bias, isa);
+    }
+    plain(spec, ld, weight, bias, isa)
+}
+
+fn plain(spec: ConvSpec, ld: usize, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
     spec.check(weight, bias);
     assert!(spec.groups == 1 && spec.window.is_pointwise() && ld >= spec.input.c);
     let k = spec.input.c;
@@ -290,6 +306,8 @@ mod tests {
     use crate::kernels::{Epilogue, Map};
     use crate::shape::{Padding, Window};
 
+    type Prepare = fn(ConvSpec, usize, &dyn Weights, Option<&[f32]>, Isa) -> Box<dyn Kernel>;
+
     fn check([n, h, w]: [usize; 3], [k, c]: [usize; 2], gap: usize, residual: bool) {
         let window = Window { padding: Padding::Symmetric([0; 2]), ..Window::square(1) };
         let placed = window.place([h, w], "test").unwrap();
@@ -311,8 +329,11 @@ mod tests {
 
         let source = to_map(&x, input, f32::NAN);
         let gates = to_map(&gate, Map::new([n, 1, 1, k], k + gap), f32::NAN);
-        for &isa in Isa::available() {
-            let kernel = gated(spec, k + gap, &weight, Some(&bias), isa);
+        let plain: Prepare = plain;
+        let ways = [(true, plain), (strassen::applicable(&spec), strassen::gated)];
+        let ways = ways.into_iter().filter(|(able, _)| *able).map(|(_, prepare)| prepare);
+        for (&isa, prepare) in Isa::available().iter().flat_map(|isa| ways.clone().map(move |way| (isa, way))) {
+            let kernel = prepare(spec, k + gap, &weight, Some(&bias), isa);
             let mut y = if residual { to_map(&r, output, SENTINEL) } else { vec![SENTINEL; output.extent()] };
             let io = Io::new(&[source.as_ptr(), y.as_ptr(), gates.as_ptr()], y.as_mut_ptr());
             let mut scratch = AlignedBuf::zeros(kernel.scratch());
@@ -334,7 +355,7 @@ mod tests {
     fn gated_products_agree_with_the_oracle_on_every_isa() {
         let images = [[1, 1, 1], [1, 7, 7], [3, 5, 9], [2, 20, 19]];
         for image in images {
-            for channels in [[1, 1], [8, 16], [33, 24], [100, 40], [144, 130]] {
+            for channels in [[1, 1], [8, 16], [33, 24], [100, 40], [144, 130], [96, 64]] {
                 check(image, channels, 0, false);
                 check(image, channels, 5, true);
             }

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Since every input passes through registers on its way to V, a batch norm with ReLU that stands before the convolution
-//! (DenseNet) is applied there, at no cost.
+//! (DenseNet) is applied there, or the gate of squeeze-and-excitation (EfficientNet), at no cost.
 //!
 //! # Accuracy
 //!
@@ -32,7 +32,7 @@
 mod tests;
 mod transform;
 
-use self::transform::{Join, Sums};
+use self::transform::{Change, Join, Sums};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::indirect::Taps;
@@ -84,6 +84,7 @@ pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
     applicable(spec)
         && match input {
             Input::Ready => adds_apart() && pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
+            Input::Gated => adds_apart() && pixels >= 144 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
             Input::Raw => pixels >= 40 && inputs >= 96 && outputs >= 64,
         }
 }
@@ -102,6 +103,8 @@ pub enum Input {
     Ready,
     /// What a norm before it reads; see [`Prologue`].
     Raw,
+    /// What is to be scaled by a gate; see [`gated`](super::gated()).
+    Gated,
 }
 
 /// A 1×1 convolution of one group whose halves of the channels are whole registers, with a clamp or no activation.
@@ -112,7 +115,6 @@ pub fn strassen(
     bias: Option<&[f32]>,
     isa: Isa,
 ) -> Box<dyn Kernel> {
-    spec.check(weight, bias);
     let inputs = spec.input.c;
     let before = match prologue {
         None => Before::Nothing,
@@ -122,6 +124,23 @@ pub fn strassen(
             Before::Held(prologue)
         }
     };
+    hold(spec, before, weight, bias, isa)
+}
+
+/// As [`gated`](super::gated()), for the shapes of [`strassen`].
+pub(super) fn gated(
+    spec: ConvSpec,
+    ld: usize,
+    weight: &dyn Weights,
+    bias: Option<&[f32]>,
+    isa: Isa,
+) -> Box<dyn Kernel> {
+    assert!(ld >= spec.input.c);
+    hold(spec, Before::Gate { ld }, weight, bias, isa)
+}
+
+fn hold(spec: ConvSpec, before: Before, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
+    spec.check(weight, bias);
     let mut product = StrassenProduct::new(spec, before, isa);
     if let Some(bias) = bias {
         product.bias.copy_from_slice(bias);
@@ -137,6 +156,8 @@ pub(super) enum Before {
     Held(Prologue),
     /// A batch norm whose table comes with every run, as `inputs[2]`, and the clamp behind it.
     Table(Option<Activation>),
+    /// It is multiplied by the gate of its image, which comes with every run, as `inputs[2]`, `ld` floats from image to image.
+    Gate { ld: usize },
 }
 
 /// Packs the sums of weights, a panel at a time.
@@ -302,17 +323,18 @@ impl StrassenProduct {
         }
     }
 
-    /// Factors and summands of what is done to the input, and the range it is clamped to.
-    fn prologue(&self, io: &Io) -> Option<([*const f32; 2], [f32; 2])> {
+    /// What is done to the pixels of an image on their way.
+    fn prologue(&self, image: usize, io: &Io) -> Change {
         match &self.before {
-            Before::Nothing => None,
+            Before::Nothing => Change::None,
             Before::Held(Prologue { scale, shift, activation }) => {
-                Some(([scale.as_ptr(), shift.as_ptr()], clamp_of(*activation)))
+                Change::Norm { table: [scale.as_ptr(), shift.as_ptr()], range: clamp_of(*activation) }
             }
             Before::Table(activation) => {
                 let row = |row: usize| io.inputs[2].wrapping_add(row * self.spec.input.c);
-                Some(([row(SCALE), row(SHIFT)], clamp_of(*activation)))
+                Change::Norm { table: [row(SCALE), row(SHIFT)], range: clamp_of(*activation) }
             }
+            Before::Gate { ld } => Change::Gate(io.inputs[2].wrapping_add(image * ld)),
         }
     }
 
@@ -332,8 +354,12 @@ impl StrassenProduct {
 
 impl Kernel for StrassenProduct {
     fn name(&self) -> String {
-        let norm = if let Before::Nothing = self.before { "" } else { "norm_" };
-        format!("{norm}strassen_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
+        let before = match self.before {
+            Before::Nothing => "",
+            Before::Held(_) | Before::Table(_) => "norm_",
+            Before::Gate { .. } => "gated_",
+        };
+        format!("{before}strassen_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
     }
 
     fn tiles(&self) -> usize {
@@ -373,14 +399,21 @@ impl Kernel for StrassenProduct {
                     *sides.add(product * count + i) = v.add(product * self.stride_v + i * half);
                 }
             }
-            let prologue = self.prologue(io);
-            if prologue.is_none() {
+            if let Before::Nothing = self.before {
                 for i in 0..count {
                     *sides.add(AS_IT_LIES[0] * count + i) = *pixels.add(2 * i);
                     *sides.add(AS_IT_LIES[1] * count + i) = (*pixels.add(2 * i + 1)).add(half);
                 }
             }
-            isa.run(Sums { of: self, prologue, pixels, count, v });
+            let mut start = pairs.start;
+            while start < pairs.end {
+                let image = start / self.per_image;
+                let end = pairs.end.min((image + 1) * self.per_image);
+                let (change, first, count) = (self.prologue(image, io), start - pairs.start, end - start);
+                let (pixels, v) = (pixels.cast_const().add(2 * first), v.add(first * half));
+                isa.run(Sums { of: self, change, pixels, count, v });
+                start = end;
+            }
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table: sides, stride: count, skip: 0 };

@@ -8,11 +8,20 @@ use std::ops::Range;
 /// Pairs ahead of use to fetch.
 const AHEAD: usize = 4;
 
+/// What is done to an input.
+pub(super) enum Change {
+    /// Nothing.
+    None,
+    /// `clamp(scale · x + shift)`.
+    Norm { table: [*const f32; 2], range: [f32; 2] },
+    /// `gate · x`.
+    Gate(*const f32),
+}
+
 /// The left sides of the products: `v[product · stride + pair · half + channel]`.
 pub(super) struct Sums<'a> {
     pub(super) of: &'a StrassenProduct,
-    /// Factors, summands and range of what is done to the input.
-    pub(super) prologue: Option<([*const f32; 2], [f32; 2])>,
+    pub(super) change: Change,
     /// The pixels of each pair.
     pub(super) pixels: *const *const f32,
     /// Pairs.
@@ -25,32 +34,31 @@ impl Task for Sums<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: passed on.
+        // SAFETY: scale, shift and gate have a value for every channel; the rest is passed on.
         unsafe {
-            match self.prologue {
-                None => self.sums::<S, false>([std::ptr::null(); 2], [0.0; 2]),
-                Some((table, range)) => self.sums::<S, true>(table, range),
+            match self.change {
+                Change::None => self.sums::<S, false>(|x, _| x),
+                Change::Norm { table: [scale, shift], range } => {
+                    let (least, most) = (S::splat(range[0]), S::splat(range[1]));
+                    self.sums::<S, true>(|x, k| {
+                        let y = S::fma(x, S::load(scale.add(k)), S::load(shift.add(k)));
+                        S::min(most, S::max(least, y))
+                    });
+                }
+                Change::Gate(gate) => self.sums::<S, true>(|x, k| S::mul(x, S::load(gate.add(k)))),
             }
         }
     }
 }
 
 impl Sums<'_> {
+    /// `change(x, k)` of the register of channels from `k` on; whether it `CHANGES` anything.
     #[inline(always)]
-    unsafe fn sums<S: Simd, const NORM: bool>(&self, [scale, shift]: [*const f32; 2], range: [f32; 2]) {
+    unsafe fn sums<S: Simd, const CHANGES: bool>(&self, change: impl Fn(S::V, usize) -> S::V) {
         let (half, stride) = (self.of.spec.input.c / 2, self.of.stride_v);
-        // SAFETY: every pixel has both halves of the channels, whole registers each, and V has room for the sums; scale
-        // and shift have one value per channel.
+        // SAFETY: every pixel has both halves of the channels, whole registers each, and V has room for the sums.
         unsafe {
-            let (least, most) = (S::splat(range[0]), S::splat(range[1]));
-            let load = |pixel: *const f32, k: usize| {
-                let x = S::load(pixel.add(k));
-                if !NORM {
-                    return x;
-                }
-                let y = S::fma(x, S::load(scale.add(k)), S::load(shift.add(k)));
-                S::min(most, S::max(least, y))
-            };
+            let load = |pixel: *const f32, k: usize| change(S::load(pixel.add(k)), k);
             for pair in 0..self.count {
                 let [a, b] = [*self.pixels.add(2 * pair), *self.pixels.add(2 * pair + 1)];
                 let later = 2 * (pair + AHEAD).min(self.count - 1);
@@ -66,7 +74,7 @@ impl Sums<'_> {
                     let to = to.add(k);
                     S::store(to, S::add(a1, b2));
                     S::store(to.add(stride), S::add(b1, b2));
-                    if NORM {
+                    if CHANGES {
                         S::store(to.add(2 * stride), a1);
                         S::store(to.add(3 * stride), b2);
                     }
