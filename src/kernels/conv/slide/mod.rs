@@ -71,6 +71,8 @@ struct Part {
     blocks: Range<usize>,
     /// Rows done for one block before the next block's turn.
     sweep: usize,
+    /// Whether the maps are beyond the second cache, so that what the next row needs is fetched meanwhile.
+    ahead: bool,
 }
 
 /// The cuts of a row of output pixels.
@@ -93,6 +95,8 @@ struct Tiling {
     chunks: Vec<Range<usize>>,
     /// Rows done for one block before the next block's turn.
     sweep: usize,
+    /// See [`Part`].
+    ahead: bool,
 }
 
 /// Multiply-accumulates below which a tile is not worth handing to another thread: some 5 µs.
@@ -100,6 +104,9 @@ const TILE_WORK: usize = 1 << 18;
 
 /// Bytes of input that stay in the second-level cache while the blocks pass over them.
 const RESIDENT: usize = 1 << 17;
+
+/// Bytes of a map that the second-level cache does not hold.
+const FAR: usize = 1 << 20;
 
 impl Slide {
     /// Prepares this geometry.
@@ -127,7 +134,7 @@ impl Slide {
         let (chunk, rest) = (tile % t.chunks.len(), tile / t.chunks.len());
         let (part, image) = (rest % t.row_tiles, rest / t.row_tiles);
         let rows = part * t.rows..((part + 1) * t.rows).min(self.spec.output.h);
-        Part { image, rows, blocks: t.chunks[chunk].clone(), sweep: t.sweep }
+        Part { image, rows, blocks: t.chunks[chunk].clone(), sweep: t.sweep, ahead: t.ahead }
     }
 
     /// Computes `rows` of the first image, whose input rows need only be there as far as the window reaches.
@@ -136,7 +143,7 @@ impl Slide {
     /// As [`Kernel::run`] for these rows.
     pub(super) unsafe fn rows(&self, rows: Range<usize>, io: &Io, scratch: &mut [f32]) {
         debug_assert!(scratch.len() >= self.scratch());
-        let part = Part { image: 0, sweep: rows.len(), rows, blocks: 0..self.layout.blocks.len() };
+        let part = Part { image: 0, sweep: rows.len(), rows, blocks: 0..self.layout.blocks.len(), ahead: false };
         // SAFETY: passed on.
         unsafe { (self.run)(self, part, io, scratch.as_mut_ptr()) }
     }
@@ -236,7 +243,8 @@ impl Tiling {
         let rows_read = rows_each * spec.window.stride[0] + spec.window.span(0);
         let resident = rows_read * spec.input.w * spec.input.c / chunks.len() * size_of::<f32>() <= RESIDENT;
         debug_assert!(n > 0);
-        Tiling { rows: rows_each, row_tiles, chunks, sweep: if resident { rows_each } else { 1 } }
+        let ahead = size_of::<f32>() * spec.input.extent().max(spec.output.extent()) > FAR;
+        Tiling { rows: rows_each, row_tiles, chunks, sweep: if resident { rows_each } else { 1 }, ahead }
     }
 }
 
@@ -312,7 +320,7 @@ impl<F: Fetch, const KW: usize, const ST: usize> Task for Tile<'_, F, KW, ST> {
             // A condition that is a constant: nothing below is compiled for them.
             unreachable!("short registers take the general loop");
         }
-        let Part { image, ref rows, ref blocks, sweep } = self.part;
+        let Part { image, ref rows, ref blocks, sweep, .. } = self.part;
         let mut start = rows.start;
         while start < rows.end {
             let end = (start + sweep).min(rows.end);
@@ -375,6 +383,24 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
                 strip.input = self.io.inputs[0].wrapping_offset(offset);
                 strip.output = sums.add(start * sums_ld);
                 strip.valid = strips.valid.as_ptr().add(i * strips.words);
+                if self.part.ahead {
+                    // As many rows as the next row of taps has that this one has not.
+                    let pixels = strips.pixels * window.stride[1];
+                    for new in 0..window.stride[0] {
+                        let row = strip.input.wrapping_add((taps.len() + new) * strip.row);
+                        for p in 0..pixels {
+                            for v in 0..layout.vectors {
+                                S::prefetch_far(row.wrapping_add(p * input.ld + v * S::LANES));
+                            }
+                        }
+                    }
+                    let row = strip.output.wrapping_add(output.w * sums_ld).cast_const();
+                    for p in 0..strips.pixels {
+                        for v in 0..layout.vectors {
+                            S::prefetch_far(row.wrapping_add(p * sums_ld + v * S::LANES));
+                        }
+                    }
+                }
                 self.strip::<S>(&strip, strips.inside[i], &at);
             }
             if unfinished || self.slide.sums.is_some() {
