@@ -28,6 +28,10 @@ pub(super) struct Tile {
     /// Weights that will be used after these: so many parts of [`PARTS`] of a cache line are fetched for every four of `k`.
     pub(super) later: *const f32,
     pub(super) later_parts: usize,
+    /// The output and the residual, if there is one, of a tile to come, which are fetched too: so many registers of their
+    /// columns for every sixteen of `k`.
+    pub(super) below: [*const f32; 2],
+    pub(super) columns: usize,
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
     pub(super) taps: usize,
@@ -98,8 +102,8 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
     }
 }
 
-/// Fetches what the next tile will touch, spread over the steps of k: its activations, and for every sixteen of k one
-/// column of registers of its residual and of the output, where a store that misses the cache holds up those behind it.
+/// Fetches what tiles to come will touch, spread over the steps of k: activations, and for every sixteen of k some columns
+/// of registers of the residual and of the output, where a store that misses the cache holds up those behind it.
 #[inline(always)]
 unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: usize, k: usize) {
     // SAFETY: as in `Kernel::run`; prefetching is harmless at any address.
@@ -109,16 +113,18 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
                 S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
             }
         }
-        let column = tap * t.k.div_ceil(16) + k / 16;
-        if column < NRV {
-            for m in MR..2 * MR {
-                S::prefetch(t.c.wrapping_add(m * t.ldc + column * S::LANES).cast_const());
+        let mut column = (tap * t.k.div_ceil(16) + k / 16) * t.columns;
+        let end = NRV.min(column + t.columns);
+        while column < end {
+            for m in 0..MR {
+                S::prefetch(t.below[0].wrapping_add(m * t.ldc + column * S::LANES));
             }
-            if !t.residual.is_null() {
-                for m in MR..2 * MR {
-                    S::prefetch(t.residual.wrapping_add(m * t.ld_residual + column * S::LANES));
+            if !t.below[1].is_null() {
+                for m in 0..MR {
+                    S::prefetch(t.below[1].wrapping_add(m * t.ld_residual + column * S::LANES));
                 }
             }
+            column += 1;
         }
     }
 }

@@ -287,6 +287,8 @@ impl Gemm {
                         next: std::ptr::null(),
                         later: std::ptr::null(),
                         later_parts: 0,
+                        below: [std::ptr::null(); 2],
+                        columns: 0,
                         skip: rows.skip + piece.k.start,
                         taps: piece.taps.len(),
                         k: piece.k.len(),
@@ -304,7 +306,12 @@ impl Gemm {
                 let steps = piece.taps.len() * (piece.k.len() / 4).max(1) * m.div_ceil(micros.len());
                 let parts = (PARTS * weights).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
                 let below = nth == 0 && self.extent.taps == 1;
-                let ahead = Ahead { rows: if below { Next::Below } else { Next::None }, weights, parts };
+                let ahead = Ahead {
+                    vectors: panel.vectors,
+                    rows: if below { Next::Below } else { Next::None },
+                    weights,
+                    parts,
+                };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
@@ -353,6 +360,8 @@ impl Gemm {
                         next: std::ptr::null(),
                         later: std::ptr::null(),
                         later_parts: 0,
+                        below: [std::ptr::null(); 2],
+                        columns: 0,
                         skip: rows.skip + piece.start,
                         taps: 1,
                         k: k_len,
@@ -365,7 +374,7 @@ impl Gemm {
                         ld_residual: 0,
                         range: [f32::NEG_INFINITY, f32::INFINITY],
                     };
-                    sweep(m, tile, micros, Ahead { rows: next, weights: ahead, parts }, None);
+                    sweep(m, tile, micros, Ahead { vectors, rows: next, weights: ahead, parts }, None);
                 }
             }
         }
@@ -386,6 +395,8 @@ enum Next {
 /// What a sweep fetches into the caches ahead of use.
 #[derive(Debug, Clone, Copy)]
 struct Ahead {
+    /// Registers of columns.
+    vectors: usize,
     /// Activations: worth it when they are met for the first time.
     rows: Next,
     /// Floats from the weights in use to those that are fetched, which are at most as many; zero if none are.
@@ -408,6 +419,8 @@ struct Smooth {
 /// As [`Gemm::run`] for the columns of `tile`.
 unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
     let tiles = m.div_ceil(micros.len());
+    let (sixteens, work) = (tile.taps * tile.k.div_ceil(16), tile.taps * tile.k * ahead.vectors);
+    tile.columns = ahead.vectors.div_ceil(sixteens.max(1));
     let fetched = tile.taps * (tile.k / 4) * ahead.parts / PARTS * LINE;
     let mut from = 0;
     for i in 0..tiles {
@@ -415,6 +428,11 @@ unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth
         let height = to - from;
         tile.later = tile.b.wrapping_add(ahead.weights + i * fetched);
         tile.later_parts = if i * fetched < ahead.weights { ahead.parts } else { 0 };
+        let below = height * (1 + FETCHED_AFTER / (work * height).max(1));
+        tile.below[0] = tile.c.wrapping_add(below * tile.ldc).cast_const();
+        if !tile.residual.is_null() {
+            tile.below[1] = tile.residual.wrapping_add(below * tile.ld_residual);
+        }
         // SAFETY: `from < to ≤ m` and `height ≤ micros.len()`; the next tile may be one row lower than this one, so at the
         // end of the table it is not looked at.
         unsafe {
@@ -455,6 +473,9 @@ pub(super) const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
 /// Weights larger than this do not wait in the second cache until the next run, when those of all other layers have
 /// passed through it.
 const STREAMED_BYTES: usize = 128 << 10;
+
+/// What is fetched for a tile to come has at least as many multiplications of registers to come in.
+const FETCHED_AFTER: usize = 800;
 
 /// Most cache lines of weights that are fetched for every four of k: more hold up what is multiplied.
 const MOST_LINES: usize = 6;
