@@ -50,21 +50,31 @@ impl Tiled for DropOut {
         // SAFETY: the second input is a stream.
         let stream = unsafe { *io.inputs[1].cast::<Stream>() };
         let factor = |i: usize| if stream.uniform(i as u64) >= p { scale } else { 0.0 };
-        for pixel in self.tiling.range(tile) {
-            let (image, place) = (pixel / (h * w), pixel % (h * w));
-            // SAFETY: the pixel lies in both maps.
-            let (x, y) = unsafe { (io.inputs[0].add(pixel * self.input.ld), io.output.add(pixel * self.output.ld)) };
-            let whole = factor(image);
-            for channel in 0..c {
-                let factor = match self.unit {
-                    Unit::Element => factor((image * c + channel) * h * w + place),
-                    Unit::Image => whole,
-                };
-                // SAFETY: the channel lies in both maps. What is dropped is zero, whatever it was.
-                unsafe {
-                    let value = if factor == 0.0 { 0.0 } else { factor * *x.add(channel) };
-                    let old = if self.store == Store::Add { *y.add(channel) } else { 0.0 };
-                    *y.add(channel) = old + value;
+        // The image seen last, and what it is multiplied by.
+        let mut last = (usize::MAX, 0.0);
+        let add = self.store == Store::Add;
+        // SAFETY: the pixels and their channels lie in both maps. What is dropped is zero, whatever it was.
+        unsafe {
+            for pixel in self.tiling.range(tile) {
+                let (image, place) = (pixel / (h * w), pixel % (h * w));
+                let (x, y) = (io.inputs[0].add(pixel * self.input.ld), io.output.add(pixel * self.output.ld));
+                if self.unit == Unit::Element {
+                    for channel in 0..c {
+                        let factor = factor((image * c + channel) * h * w + place);
+                        let value = if factor == 0.0 { 0.0 } else { factor * *x.add(channel) };
+                        *y.add(channel) = value + if add { *y.add(channel) } else { 0.0 };
+                    }
+                    continue;
+                }
+                if last.0 != image {
+                    last = (image, factor(image));
+                }
+                for channel in (0..c).step_by(S::LANES) {
+                    let mask = S::mask(S::LANES.min(c - channel));
+                    let old = if add { S::load_masked(y.add(channel), mask) } else { S::zero() };
+                    let kept = last.1 != 0.0;
+                    let x = if kept { S::load_masked(x.add(channel), mask) } else { S::zero() };
+                    S::store_masked(y.add(channel), S::fma(x, S::splat(last.1), old), mask);
                 }
             }
         }

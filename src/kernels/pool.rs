@@ -45,9 +45,11 @@ pub fn adaptive_max(input: Map, output: Map, isa: Isa) -> impl Kernel {
     pool::<Max>("adaptive_max", input, output, (regions(input, output), [1; 2]), isa)
 }
 
-/// Windows of more pixels are read in wider strips of channels, and so many pixels of a row are fetched ahead of use.
+/// Windows of more pixels are read in wider strips of channels.
 const WIDE: usize = 64;
-const AHEAD: usize = 6;
+/// Rows of more pixels than the first of these have as many as the second fetched ahead of use.
+const FEW: usize = 6;
+const AHEAD: usize = 32;
 
 /// The input rows (or columns) that an output row (or column) reduces.
 #[derive(Debug, Clone, Copy)]
@@ -260,7 +262,7 @@ impl Area {
                 for column in 0..self.counts[1] {
                     let pixel = start.add(column * self.steps[1]);
                     for (i, sum) in sum.iter_mut().enumerate() {
-                        if self.counts[1] > AHEAD {
+                        if self.counts[1] > FEW {
                             // Whole images are read a few channels at a time, which the hardware does not foresee.
                             S::prefetch_far(pixel.wrapping_add(AHEAD * self.steps[1] + i * S::LANES));
                         }
