@@ -8,14 +8,15 @@ use super::weight::{Gathered, Transposed, WeightGradient};
 use crate::kernels::light::{Light, Tiled, Tiling};
 use crate::kernels::weights::whole;
 use crate::kernels::{Io, Map, Store, WEIGHTS, Weights};
-use crate::shape::{Placed, Window};
 use crate::simd::{Isa, Simd};
 use std::ops::Range;
 
 /// The gradient of the input, any stride; as [`input_gradient`](super::input_gradient).
 pub fn data(spec: ConvSpec, store: Store, isa: Isa) -> Learned {
     let (taps, c) = (spec.window.taps(), spec.input.c);
-    let kernel = Data { spec, store, tiling: Tiling::new(spec.input.n * spec.input.h, spec.input.w * c * taps / 2) };
+    let terms = [Terms::new(&spec, 0), Terms::new(&spec, 1)];
+    let tiling = Tiling::new(spec.input.n * spec.input.h, spec.input.w * c * taps / 2);
+    let kernel = Data { spec, store, terms, tiling };
     learned_with(Box::new(Light { isa, kernel }), Box::new(TapsFirst { taps, c }), taps * c, None)
 }
 
@@ -49,16 +50,40 @@ impl Packing for TapsFirst {
 struct Data {
     spec: ConvSpec,
     store: Store,
+    /// Of rows and of columns.
+    terms: [Terms; 2],
     /// Rows of the input.
     tiling: Tiling,
 }
 
-/// The output that input `i` reaches through tap `tap`, if there is one.
-#[inline(always)]
-fn reached(window: &Window, placed: &Placed, axis: usize, i: usize, tap: usize) -> Option<usize> {
-    let at = (i + placed.before[axis]).checked_sub(tap * window.dilation[axis])?;
-    let o = at / window.stride[axis];
-    (o * window.stride[axis] == at && o < placed.output[axis]).then_some(o)
+/// The outputs that every input reaches along an axis.
+struct Terms {
+    /// Where those of the next input begin.
+    ends: Vec<usize>,
+    /// An output, and the tap that leads to it.
+    all: Vec<[usize; 2]>,
+}
+
+impl Terms {
+    fn new(spec: &ConvSpec, axis: usize) -> Self {
+        let (window, placed) = (spec.window, spec.placed);
+        let (mut ends, mut all) = (Vec::new(), Vec::new());
+        for i in 0..placed.input[axis] {
+            for tap in 0..window.kernel[axis] {
+                let Some(at) = (i + placed.before[axis]).checked_sub(tap * window.dilation[axis]) else { continue };
+                let o = at / window.stride[axis];
+                if o * window.stride[axis] == at && o < placed.output[axis] {
+                    all.push([o, tap]);
+                }
+            }
+            ends.push(all.len());
+        }
+        Terms { ends, all }
+    }
+
+    fn of(&self, i: usize) -> &[[usize; 2]] {
+        &self.all[if i == 0 { 0 } else { self.ends[i - 1] }..self.ends[i]]
+    }
 }
 
 impl Tiled for Data {
@@ -77,7 +102,7 @@ impl Tiled for Data {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let ConvSpec { input, output, window, placed, .. } = self.spec;
+        let ConvSpec { input, output, window, .. } = self.spec;
         let c = input.c;
         let terms = scratch.as_mut_ptr().cast::<[*const f32; 2]>();
         for row in self.tiling.range(tile) {
@@ -87,10 +112,8 @@ impl Tiled for Data {
                 // keeps to the channels.
                 unsafe {
                     let mut count = 0;
-                    for ky in 0..window.kernel[0] {
-                        let Some(oy) = reached(&window, &placed, 0, y, ky) else { continue };
-                        for kx in 0..window.kernel[1] {
-                            let Some(ox) = reached(&window, &placed, 1, x, kx) else { continue };
+                    for [oy, ky] in self.terms[0].of(y) {
+                        for [ox, kx] in self.terms[1].of(x) {
                             let from = io.inputs[0].add(((image * output.h + oy) * output.w + ox) * output.ld);
                             let taps = io.inputs[WEIGHTS].add((ky * window.kernel[1] + kx) * c);
                             *terms.add(count) = [from, taps];
