@@ -13,6 +13,7 @@ use super::{Io, Kernel, Map};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::{Isa, Simd};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Maximum over each window; see [`naive::max_pool`](super::naive::max_pool). Input: one map.
 pub fn max(input: Map, output: Map, window: Window, placed: Placed, isa: Isa) -> impl Kernel {
@@ -128,6 +129,50 @@ impl Reduction for Mean {
     unsafe fn join<S: Simd>(a: S::V, b: S::V) -> S::V {
         // SAFETY: passed on.
         unsafe { S::add(a, b) }
+    }
+}
+
+/// Bytes of a map that comes from memory, or from a third cache that is far away.
+const FAR: usize = 4 << 20;
+
+/// The windows of a map, and how far their taps are apart.
+struct Windows<'a> {
+    input: Map,
+    spans: &'a [Vec<Span>; 2],
+    dilation: [usize; 2],
+}
+
+impl Windows<'_> {
+    /// Fetches, of some channels of an image, what the window below reads and the one at `[row, column]` does not: windows
+    /// are read a few channels at a time and three rows at once, which the hardware does not foresee.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `S`.
+    #[inline(always)]
+    unsafe fn fetch_below<S: Simd>(
+        &self,
+        x: *const f32,
+        image: usize,
+        [row, column]: [usize; 2],
+        channels: Range<usize>,
+    ) {
+        let map = self.input;
+        let ([rows, columns], [down, across]) = (self.spans, self.dilation);
+        if size_of::<f32>() * map.extent() <= FAR {
+            return;
+        }
+        let end = |span: &Span, step: usize| span.first + span.count.saturating_sub(1) * step + 1;
+        let Some(below) = rows.get(row + 1) else { return };
+        let right = columns.get(column + 1).map_or(end(&columns[column], across), |next| next.first);
+        for y in end(&rows[row], down).max(below.first)..end(below, down) {
+            for at in columns[column].first..right {
+                let pixel = x.wrapping_add(((image * map.h + y) * map.w + at) * map.ld);
+                for c in channels.clone().step_by(S::LANES) {
+                    // SAFETY: fetching is harmless at any address.
+                    unsafe { S::prefetch_far(pixel.wrapping_add(c)) };
+                }
+            }
+        }
     }
 }
 
@@ -303,6 +348,8 @@ impl<R: Reduction> Tiled for Pool<R> {
             // SAFETY: `pixel` is a pixel of the output.
             unsafe {
                 let y = io.output.add(pixel * map.ld);
+                let windows = Windows { input: self.input, spans: &self.spans, dilation: self.dilation };
+                windows.fetch_below::<S>(io.inputs[0], n, [row, column], from..map.c.min(from + self.block));
                 self.pixel::<S>(io.inputs[0], y, (n, self.spans[0][row], self.spans[1][column]), from);
             }
             column += 1;

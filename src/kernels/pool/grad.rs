@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code, reason = "vector loops over raw pointers")]
 
-use super::{Span, regions, windows};
+use super::{Span, Windows, regions, windows};
 use crate::kernels::light::{Light, Tiled, Tiling};
 use crate::kernels::{Io, Kernel, Map, Store};
 use crate::shape::{Placed, Window};
@@ -16,6 +16,9 @@ pub const MOST_TAPS: usize = 256;
 
 /// Lanes of the widest register.
 const MOST_LANES: usize = 16;
+
+/// A number below 256 that was added to it is the lowest byte of the sum.
+const COUNTED: f32 = (1 << 23) as f32;
 
 /// Floats that the numbers of a map's maxima take.
 pub fn indices_len(output: Map) -> usize {
@@ -56,10 +59,10 @@ impl Remembering {
         // SAFETY: the taps are the window's; the mask keeps to the channels.
         unsafe {
             let mask = S::mask(lanes);
-            let (mut best, mut taps) = ([S::splat(f32::NEG_INFINITY); V], [S::zero(); V]);
+            let (mut best, mut taps) = ([S::splat(f32::NEG_INFINITY); V], [S::splat(COUNTED); V]);
             for row in 0..window[0].count {
                 for column in 0..window[1].count {
-                    let tap = S::splat((row * window[1].count + column) as f32);
+                    let tap = S::splat(COUNTED + (row * window[1].count + column) as f32);
                     let at = from.add(row * down + column * across);
                     for v in 0..V {
                         let value = if V == 1 { S::load_masked(at, mask) } else { S::load(at.add(v * S::LANES)) };
@@ -70,10 +73,11 @@ impl Remembering {
             }
             for v in 0..V {
                 S::store_masked(to.add(v * S::LANES), best[v], mask);
-                let mut numbers = [0.0f32; MOST_LANES];
-                S::store(numbers.as_mut_ptr(), taps[v]);
-                let bytes = std::slice::from_raw_parts_mut(index.add(v * S::LANES), lanes);
-                bytes.iter_mut().zip(numbers).for_each(|(byte, number)| *byte = number as u8);
+                let mut numbers = [0u32; MOST_LANES];
+                S::store(numbers.as_mut_ptr().cast(), taps[v]);
+                let bytes = numbers.map(|number| number as u8);
+                let lanes = if V == 1 { lanes } else { S::LANES };
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), index.add(v * S::LANES), lanes);
             }
         }
     }
@@ -99,6 +103,8 @@ impl Tiled for Remembering {
             unsafe {
                 let from = io.inputs[0].wrapping_add(first * input.ld);
                 let (to, index) = (io.output.add(pixel * output.ld), io.also[0].cast::<u8>().add(pixel * output.c));
+                let windows = Windows { input, spans: &self.spans, dilation: self.dilation };
+                windows.fetch_below::<S>(io.inputs[0], image, [y, x], 0..input.c);
                 let mut c = 0;
                 while c < output.c {
                     let (from, to) = (from.wrapping_add(c), (to.add(c), index.add(c)));
