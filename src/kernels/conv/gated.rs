@@ -23,6 +23,8 @@ use std::ops::Range;
 /// `p`: a pointwise convolution as [`pointwise`](super::pointwise), whose gate `[n, 1, 1, in]`, with `ld` floats from image
 /// to image, is `inputs[2]`; the residual, `inputs[1]`, may be the output itself.
 ///
+/// By [`strassen`](super::strassen())'s product where that is faster and the precision allows it.
+///
 /// Panics if the window is not 1×1 with stride 1, the groups are not one, or the slices do not fit.
 pub fn gated(
     spec: ConvSpec,

@@ -384,22 +384,7 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
                 strip.output = sums.add(start * sums_ld);
                 strip.valid = strips.valid.as_ptr().add(i * strips.words);
                 if self.part.ahead {
-                    // As many rows as the next row of taps has that this one has not.
-                    let pixels = strips.pixels * window.stride[1];
-                    for new in 0..window.stride[0] {
-                        let row = strip.input.wrapping_add((taps.len() + new) * strip.row);
-                        for p in 0..pixels {
-                            for v in 0..layout.vectors {
-                                S::prefetch_far(row.wrapping_add(p * input.ld + v * S::LANES));
-                            }
-                        }
-                    }
-                    let row = strip.output.wrapping_add(output.w * sums_ld).cast_const();
-                    for p in 0..strips.pixels {
-                        for v in 0..layout.vectors {
-                            S::prefetch_far(row.wrapping_add(p * sums_ld + v * S::LANES));
-                        }
-                    }
+                    self.fetch_below::<S>(&strip, output.w * sums_ld);
                 }
                 self.strip::<S>(&strip, strips.inside[i], &at);
             }
@@ -407,6 +392,23 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
                 self.finish(Pixels { first: sums.cast_const(), ld: sums_ld }, n * output.h + y, &at, unfinished);
             }
         }
+    }
+
+    /// Fetches what the strip below this one reads and this one does not, and where its sums go, `next` floats on.
+    #[inline(always)]
+    unsafe fn fetch_below<S: Simd>(&self, strip: &Strip, next: usize) {
+        let Slide { spec, layout, strips, .. } = self.slide;
+        let stride = spec.window.stride;
+        let fetch = |from: *const f32, pixels: usize, ld: usize| {
+            for at in (0..pixels).map(|p| from.wrapping_add(p * ld)) {
+                // SAFETY: fetching is harmless at any address.
+                (0..layout.vectors).for_each(|v| unsafe { S::prefetch_far(at.wrapping_add(v * S::LANES)) });
+            }
+        };
+        for row in strip.rows..strip.rows + stride[0] {
+            fetch(strip.input.wrapping_add(row * strip.row), strips.pixels * stride[1], strip.pixel);
+        }
+        fetch(strip.output.wrapping_add(next).cast_const(), strips.pixels, strip.out_pixel);
     }
 
     /// Adds the residual and applies the activation to the sums of output row `row`, unless that is done; adds up the
