@@ -173,20 +173,19 @@ impl Simd for Avx512 {
 
     /// −x·log₂e = n + r for n in steps of 1/32. The powers of two between 1 and 2 lie in two registers, so that a polynomial
     /// of degree 2 is enough for 2ʳ: r·(r + b) + a with its leading factor in the table, which errs by 5·10⁻⁸ at most, relative to
-    /// it. Its inner sum is no work for the units that multiply. What log₂e loses as a float is put into a.
+    /// it. Its inner sum is no work for the units that multiply. log₂e is the sum of two floats.
     #[inline(always)]
     unsafe fn one_and_power(x: __m512) -> __m512 {
         // Added to a number, it leaves the 32nds in the lowest bits.
         const STEPS: f32 = 1.5 * (1 << 18) as f32;
         const LOG2_E: f32 = std::f32::consts::LOG2_E;
         const REST: f32 = (std::f64::consts::LOG2_E - LOG2_E as f64) as f32;
-        const B: f32 = 2.885_411_3;
         unsafe {
             let bits = _mm512_fmadd_ps(x, _mm512_set1_ps(-LOG2_E), _mm512_set1_ps(STEPS));
             let n = _mm512_sub_ps(bits, _mm512_set1_ps(STEPS));
             let r = _mm512_fmsub_ps(x, _mm512_set1_ps(-LOG2_E), n);
-            let a = _mm512_fmadd_ps(x, _mm512_set1_ps(-REST * B), _mm512_set1_ps(4.162_707_3));
-            let sum = _mm512_fmadd_ps(r, _mm512_add_ps(r, _mm512_set1_ps(B)), a);
+            let r = _mm512_fmadd_ps(x, _mm512_set1_ps(-REST), r);
+            let sum = _mm512_fmadd_ps(r, _mm512_add_ps(r, _mm512_set1_ps(2.885_411_3)), _mm512_set1_ps(4.162_707_3));
             let [low, high] = [POWERS.0.as_ptr(), POWERS.0[16..].as_ptr()].map(|p| _mm512_load_ps(p));
             let power = _mm512_permutex2var_ps(low, _mm512_castps_si512(bits), high);
             _mm512_fmadd_ps(_mm512_scalef_ps(power, n), sum, _mm512_set1_ps(1.0))
