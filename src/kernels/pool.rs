@@ -344,11 +344,11 @@ impl<R: Reduction> Tiled for Pool<R> {
         let from = tile / self.tiling.tiles() * self.block;
         let (mut column, row) = (range.start % map.w, range.start / map.w);
         let (mut row, mut n) = (row % map.h, row / map.h);
+        let windows = Windows { input: self.input, spans: &self.spans, dilation: self.dilation };
         for pixel in range {
             // SAFETY: `pixel` is a pixel of the output.
             unsafe {
                 let y = io.output.add(pixel * map.ld);
-                let windows = Windows { input: self.input, spans: &self.spans, dilation: self.dilation };
                 windows.fetch_below::<S>(io.inputs[0], n, [row, column], from..map.c.min(from + self.block));
                 self.pixel::<S>(io.inputs[0], y, (n, self.spans[0][row], self.spans[1][column]), from);
             }

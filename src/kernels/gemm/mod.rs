@@ -474,7 +474,8 @@ pub(super) const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
 /// passed through it.
 const STREAMED_BYTES: usize = 128 << 10;
 
-/// What is fetched for a tile to come has at least as many multiplications of registers to come in.
+/// A tile of fewer multiplications of registers than this is over before what it fetches has come: it fetches for a tile
+/// further down than the next.
 const FETCHED_AFTER: usize = 800;
 
 /// Most cache lines of weights that are fetched for every four of k: more hold up what is multiplied.

@@ -95,6 +95,7 @@ impl Tiled for Remembering {
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
         let (input, output) = (self.input, self.output);
+        let windows = Windows { input, spans: &self.spans, dilation: self.dilation };
         for pixel in self.tiling.range(tile) {
             let (image, y, x) = (pixel / (output.h * output.w), pixel / output.w % output.h, pixel % output.w);
             let window = [self.spans[0][y], self.spans[1][x]];
@@ -103,7 +104,6 @@ impl Tiled for Remembering {
             unsafe {
                 let from = io.inputs[0].wrapping_add(first * input.ld);
                 let (to, index) = (io.output.add(pixel * output.ld), io.also[0].cast::<u8>().add(pixel * output.c));
-                let windows = Windows { input, spans: &self.spans, dilation: self.dilation };
                 windows.fetch_below::<S>(io.inputs[0], image, [y, x], 0..input.c);
                 let mut c = 0;
                 while c < output.c {

@@ -77,7 +77,8 @@ pub(super) fn applicable(spec: &ConvSpec) -> bool {
 ///
 /// Of every hundred multiplications it saves twelve; in the time of one register of products, six cycles of loading,
 /// adding and storing for every register of output are lost, and some for every register of input. What is left pays for
-/// weights that are 7/4 as large only where many pixels share them, or where a norm would have to pass over the input.
+/// weights that are 7/4 as large only where many pixels share them, or where a norm would have to pass over the input. A
+/// gate's scaling, which the plain product copies pixels for, comes free: fewer of them suffice.
 pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
     let pixels = spec.output.h * spec.output.w;
