@@ -268,22 +268,27 @@ pub(super) fn micro(isa: Isa, rows: usize, vectors: usize) -> Micro {
     routine::<Products>(isa, rows, vectors)
 }
 
+/// A routine of a family, of those that a table lists.
+macro_rules! table {
+    ($family:ty, $size:expr, $isa:ty, $($vectors:literal: $($rows:literal)*;)*) => {
+        match $size {
+            $($(($rows, $vectors) => $crate::simd::routine::<$isa, <$family as Tiles>::Of<$rows, $vectors>>(),)*)*
+            (rows, vectors) => unreachable!("no {rows}×{vectors} tile"),
+        }
+    };
+}
+
+pub(super) use table;
+
 /// The routine of a family for `rows × vectors`, within the limits above.
 pub(super) fn routine<T: Tiles>(isa: Isa, rows: usize, vectors: usize) -> unsafe fn(&T::Args) {
-    macro_rules! table {
-        ($isa:ty, $($vectors:literal: $($rows:literal)*;)*) => {
-            match (rows, vectors) {
-                $($(($rows, $vectors) => simd::routine::<$isa, T::Of<$rows, $vectors>>(),)*)*
-                _ => unreachable!("no {rows}×{vectors} tile for {}", isa.name()),
-            }
-        };
-    }
+    let size = (rows, vectors);
     /// For instruction sets of 32 registers.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     macro_rules! large_table {
         ($isa:ty) => {
             table! {
-                $isa,
+                T, size, $isa,
                 4: 1 2 3 4 5 6;
                 3: 1 2 3 4 5 6 7 8 9;
                 2: 1 2 3 4 5 6 7 8 9 10 11 12;
@@ -295,11 +300,11 @@ pub(super) fn routine<T: Tiles>(isa: Isa, rows: usize, vectors: usize) -> unsafe
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Amx => large_table!(simd::Avx512),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => table! { simd::Avx2, 2: 1 2 3 4 5 6; 1: 1 2 3 4 5 6 7 8; },
+        Isa::Avx2 => table! { T, size, simd::Avx2, 2: 1 2 3 4 5 6; 1: 1 2 3 4 5 6 7 8; },
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => large_table!(simd::Neon),
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-        Isa::Simd128 => table! { simd::Simd128, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
-        _ => table! { simd::Scalar, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
+        Isa::Simd128 => table! { T, size, simd::Simd128, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
+        _ => table! { T, size, simd::Scalar, 2: 1 2 3 4; 1: 1 2 3 4 5 6; },
     }
 }

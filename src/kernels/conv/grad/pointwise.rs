@@ -10,9 +10,10 @@
 //!                                      M6 = (y_q1 − y_q2)ᵀ·(x_q1 + x_q2)   dw22 = M0 − M1 + M2 + M5
 //! ```
 //!
-//! Sides are made for a block of pairs in the second cache; the products add up over all blocks and are put together once,
-//! at the end. Every input passes through registers on its way, so a batch norm and a clamp before the convolution are
-//! applied there: what they made need not have been kept.
+//! The sides of the gradient are made for a block of pairs in the second cache, those of the input by the microkernel that
+//! reads them first; the products add up over all blocks and are put together once, at the end. Every input passes through
+//! registers on its way, so a batch norm and a clamp before the convolution are applied there: what they made need not have
+//! been kept.
 
 #![allow(unsafe_code, reason = "fills pointer tables and runs microkernels on raw maps")]
 
@@ -20,7 +21,7 @@ use super::super::ConvSpec;
 use super::super::indirect::Taps;
 use super::weight::WeightGradient;
 use crate::activation::Activation;
-use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
+use crate::kernels::gemm::outer::{Ahead, Block, Join, Mixture, Norm, Outer, Queue, RUN, Right, Side};
 use crate::kernels::gemm::{clamp_of, is_clamp};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::norm::train::{SCALE, SHIFT};
@@ -39,35 +40,26 @@ pub enum Source {
 }
 
 /// One side of a product, of the quarters of a pair: first and second half of `p`, then of `q`.
-#[derive(Debug, Clone, Copy)]
-enum Mix {
-    One(usize),
-    Sum(usize, usize),
-    Difference(usize, usize),
+type Mix = (Join, [usize; 2]);
+
+const fn one(quarter: usize) -> Mix {
+    (Join::One, [quarter; 2])
+}
+
+const fn sum(a: usize, b: usize) -> Mix {
+    (Join::Sum, [a, b])
+}
+
+const fn difference(a: usize, b: usize) -> Mix {
+    (Join::Difference, [a, b])
 }
 
 /// Products of blocks.
 const PRODUCTS: usize = 7;
 /// Of the gradient,
-const LEFT: [Mix; PRODUCTS] = [
-    Mix::Sum(0, 3),
-    Mix::Sum(1, 3),
-    Mix::One(0),
-    Mix::One(3),
-    Mix::Sum(0, 2),
-    Mix::Difference(1, 0),
-    Mix::Difference(2, 3),
-];
+const LEFT: [Mix; PRODUCTS] = [sum(0, 3), sum(1, 3), one(0), one(3), sum(0, 2), difference(1, 0), difference(2, 3)];
 /// and of the input.
-const RIGHT: [Mix; PRODUCTS] = [
-    Mix::Sum(0, 3),
-    Mix::One(0),
-    Mix::Difference(1, 3),
-    Mix::Difference(2, 0),
-    Mix::One(3),
-    Mix::Sum(0, 1),
-    Mix::Sum(2, 3),
-];
+const RIGHT: [Mix; PRODUCTS] = [sum(0, 3), one(0), difference(1, 3), difference(2, 0), one(3), sum(0, 1), sum(2, 3)];
 
 /// Halves of the channels are whole registers of any instruction set.
 const CHANNELS: usize = 32;
@@ -75,8 +67,10 @@ const CHANNELS: usize = 32;
 const PAIRS: usize = 64;
 /// Multiply-adds of a tile.
 const MACS_PER_TILE: usize = 8_000_000;
-/// Output channels of either half that pay for the sums of inputs made for them.
-const LEAST_ROWS: usize = 64;
+/// Most output channels of a part of a half,
+const ROWS: usize = 128;
+/// and most floats of a part of a product.
+const SUMS: usize = 1 << 15;
 
 /// Whether [`weight_gradient`] can compute this convolution: 1×1, one group, whole registers in each half of the channels.
 pub fn applicable(spec: &ConvSpec, source: Source) -> bool {
@@ -105,8 +99,8 @@ pub fn weight_gradient(spec: ConvSpec, source: Source, isa: Isa) -> WeightGradie
     let halves = [spec.output.c / 2, spec.input.c / 2];
     let macs = 2 * halves[0] * halves[1] * spec.output.pixels();
     let wanted = (macs / MACS_PER_TILE).clamp(1, 8);
-    let parts = (halves[0] / LEAST_ROWS).clamp(1, wanted.min(4));
-    let slices = wanted.div_ceil(parts).min(spec.output.pixels().div_ceil(4 * PAIRS)).max(1);
+    let parts = parts(halves);
+    let slices = wanted.div_ceil(parts[0] * parts[1]).min(spec.output.pixels().div_ceil(4 * PAIRS)).max(1);
     let kernel = Product {
         taps: Taps::of(&spec),
         spec,
@@ -116,7 +110,7 @@ pub fn weight_gradient(spec: ConvSpec, source: Source, isa: Isa) -> WeightGradie
         slices,
         parts,
         // An odd number of cache lines: pairs must not fall into the same set of the first cache.
-        ld: [halves[0].div_ceil(parts) + 16, halves[1]].map(|c| (c.div_ceil(16) | 1) * 16),
+        ld: ((halves[0].div_ceil(parts[0]) + 16).div_ceil(16) | 1) * 16,
         zero: AlignedBuf::zeros(spec.output.c.max(spec.input.c)),
     };
     WeightGradient {
@@ -124,6 +118,13 @@ pub fn weight_gradient(spec: ConvSpec, source: Source, isa: Isa) -> WeightGradie
         partial: slices * PRODUCTS * halves[0] * halves[1],
         gather: Some(Box::new(Light { isa, kernel: Gather { halves, slices } })),
     }
+}
+
+/// How many parts either half is cut into: the fewer, the less often is a map read and the left side made; but the sums of a
+/// part should stay in the second cache while the blocks pass.
+fn parts([outputs, inputs]: [usize; 2]) -> [usize; 2] {
+    let rows = outputs.div_ceil(ROWS);
+    [rows, inputs.div_ceil(SUMS / outputs.div_ceil(rows))]
 }
 
 struct Product {
@@ -135,10 +136,10 @@ struct Product {
     halves: [usize; 2],
     /// Slices of the pixels, each with sums of its own.
     slices: usize,
-    /// Parts of half of the output channels.
-    parts: usize,
-    /// Floats from pair to pair of the left sides and of the right ones.
-    ld: [usize; 2],
+    /// Parts of half of the output channels and of the input channels.
+    parts: [usize; 2],
+    /// Floats from pair to pair of the left sides.
+    ld: usize,
     /// The gradient of a pixel that does not exist.
     zero: AlignedBuf,
 }
@@ -153,59 +154,39 @@ struct Pairs {
     channels: [usize; 2],
 }
 
-/// What is done to every value on its way: nothing, or `clamp(x · scale + shift)`.
-#[derive(Clone, Copy)]
-struct Norm {
-    scale: *const f32,
-    shift: *const f32,
-    range: [f32; 2],
-}
-
 impl Pairs {
+    /// The pixels of a quarter and where they start.
+    fn quarter(self, quarter: usize) -> Side {
+        let pixels = self.pixels.wrapping_add(quarter / 2 * self.count);
+        Side { pixels, skip: self.channels[0] + quarter % 2 * self.half }
+    }
+
     /// Writes one side of a product, pair after pair, `ld` floats apart.
     ///
     /// # Safety
-    /// All channels are readable behind every pointer, and in the rows of the norm's table; `to` has room.
+    /// All channels are readable behind every pointer; `to` has room.
     #[inline(always)]
-    unsafe fn mix<S: Simd, const NORM: bool>(self, mix: Mix, norm: Norm, to: *mut f32, ld: usize) {
+    unsafe fn mix<S: Simd>(self, (join, quarters): Mix, to: *mut f32, ld: usize) {
         // SAFETY: as demanded.
         unsafe {
-            match mix {
-                Mix::One(a) => self.each::<S, NORM>([a, a], norm, to, ld, |a, _| a),
-                Mix::Sum(a, b) => self.each::<S, NORM>([a, b], norm, to, ld, |a, b| S::add(a, b)),
-                Mix::Difference(a, b) => self.each::<S, NORM>([a, b], norm, to, ld, |a, b| S::sub(a, b)),
+            match join {
+                Join::One => self.each::<S>(quarters, to, ld, |a, _| a),
+                Join::Sum => self.each::<S>(quarters, to, ld, |a, b| S::add(a, b)),
+                Join::Difference => self.each::<S>(quarters, to, ld, |a, b| S::sub(a, b)),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn each<S: Simd, const NORM: bool>(
-        self,
-        quarters: [usize; 2],
-        norm: Norm,
-        to: *mut f32,
-        ld: usize,
-        join: impl Fn(S::V, S::V) -> S::V,
-    ) {
+    unsafe fn each<S: Simd>(self, quarters: [usize; 2], to: *mut f32, ld: usize, join: impl Fn(S::V, S::V) -> S::V) {
         // SAFETY: as demanded.
         unsafe {
-            let (least, most) = (S::splat(norm.range[0]), S::splat(norm.range[1]));
-            let value = |pixel: *const f32, channel: usize| {
-                let x = S::load(pixel.add(channel));
-                if !NORM {
-                    return x;
-                }
-                let y = S::fma(x, S::load(norm.scale.add(channel)), S::load(norm.shift.add(channel)));
-                S::min(most, S::max(least, y))
-            };
-            let from = quarters.map(|quarter| self.channels[0] + quarter % 2 * self.half);
+            let quarters = quarters.map(|quarter| self.quarter(quarter));
             for pair in 0..self.count {
-                let [a, b] = quarters.map(|quarter| *self.pixels.add(quarter / 2 * self.count + pair));
+                let [a, b] = quarters.map(|side| (*side.pixels.add(pair)).add(side.skip));
                 let to = to.add(pair * ld);
-                let mut k = 0;
-                while k < self.channels[1] {
-                    S::store(to.add(k), join(value(a, from[0] + k), value(b, from[1] + k)));
-                    k += S::LANES;
+                for k in (0..self.channels[1]).step_by(S::LANES) {
+                    S::store(to.add(k), join(S::load(a.add(k)), S::load(b.add(k))));
                 }
             }
         }
@@ -213,31 +194,35 @@ impl Pairs {
 }
 
 impl Product {
-    /// The rows of a part: whole registers of half of the output channels.
-    fn rows(&self, part: usize) -> Range<usize> {
-        let registers = self.halves[0] / 16;
-        16 * (part * registers / self.parts)..16 * ((part + 1) * registers / self.parts)
+    /// The channels of part number `part` of a half: whole registers of output channels (`of` is 0) or input channels (1).
+    fn channels(&self, of: usize, part: usize) -> Range<usize> {
+        let (registers, parts) = (self.halves[of] / 16, self.parts[of]);
+        16 * (part * registers / parts)..16 * ((part + 1) * registers / parts)
     }
 
-    /// Floats of the tables of pointers and of either side.
+    /// Floats of the tables of pointers, of the left sides, and of what is kept of the right ones.
     fn lens(&self) -> [usize; 3] {
-        [2 * 6 * PAIRS, PAIRS * self.ld[0], PAIRS * self.ld[1]]
+        [2 * (5 * PAIRS + RUN), PAIRS * self.ld, Mixture::len(self.outer.isa())]
     }
 
     /// What product number `product` fetches of the pixels of the next block: a seventh of them, whose pointers are not
-    /// known yet, so the input's only if it lies pixel by pixel.
-    fn ahead(&self, next: Range<usize>, product: usize, io: &Io) -> [Ahead; 2] {
+    /// known yet, so the input's only if it lies pixel by pixel. Of their channels, those of the part in both halves.
+    fn ahead(&self, next: Range<usize>, product: usize, part: [Range<usize>; 2], io: &Io) -> Queue {
         let cut = |i: usize| next.start + i * next.len() / PRODUCTS;
         let pixels = cut(product)..cut(product + 1);
         let ConvSpec { input, output, .. } = self.spec;
-        let of = |map: *const f32, c: usize, ld: usize| {
-            Ahead::new(map.wrapping_add(pixels.start * ld), pixels.len(), [c, ld])
+        let [rows, columns] = part;
+        // Of both halves; as one if they lie side by side.
+        let of = |map: *const f32, channels: &Range<usize>, half: usize, ld: usize| {
+            let first = map.wrapping_add(pixels.start * ld + channels.start);
+            match channels.len() == half {
+                true => [Ahead::new(first, pixels.len(), [2 * half, ld]), Ahead::NONE],
+                false => [0, half].map(|half| Ahead::new(first.wrapping_add(half), pixels.len(), [channels.len(), ld])),
+            }
         };
-        let dy = of(io.inputs[1], output.c, output.ld);
-        match self.spec.window.is_pointwise() {
-            true => [of(io.inputs[0], input.c, input.ld), dy],
-            false => [dy, Ahead::NONE],
-        }
+        let [y1, y2] = of(io.inputs[1], &rows, self.halves[0], output.ld);
+        let [x1, x2] = of(io.inputs[0], &columns, self.halves[1], input.ld);
+        if self.spec.window.is_pointwise() { Queue::of([x1, x2, y1, y2]) } else { Queue::of([y1, y2]) }
     }
 }
 
@@ -248,7 +233,7 @@ impl Tiled for Product {
     }
 
     fn tiles(&self) -> usize {
-        self.slices * self.parts
+        self.slices * self.parts[0] * self.parts[1]
     }
 
     fn scratch(&self) -> usize {
@@ -261,28 +246,36 @@ impl Tiled for Product {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let (slice, rows) = (tile / self.parts, self.rows(tile % self.parts));
+        let [row_parts, column_parts] = self.parts;
+        let (slice, part) = (tile / (row_parts * column_parts), tile % (row_parts * column_parts));
+        let (rows, columns) = (self.channels(0, part / column_parts), self.channels(1, part % column_parts));
         let [half_out, half_in] = self.halves;
         let all = self.spec.output.pixels();
         let all = slice * all / self.slices..(slice + 1) * all / self.slices;
         let [table, left, _] = self.lens();
         let (table, rest) = scratch.split_at_mut(table);
-        let (left, right) = rest.split_at_mut(left);
+        let (left, kept) = rest.split_at_mut(left);
         let table = table.as_mut_ptr().cast::<*const f32>();
-        let (left, right) = (left.as_mut_ptr(), right.as_mut_ptr());
-        let [x, y, sides] = [0, 2, 4].map(|part| table.wrapping_add(part * PAIRS));
+        let (left, kept) = (left.as_mut_ptr(), kept.as_mut_ptr());
+        let [x, y, sides, rows_kept] = [0, 2, 4, 5].map(|part| table.wrapping_add(part * PAIRS));
         let blocks = all.len().div_ceil(2 * PAIRS).max(1);
         let cut = |block: usize| all.start + block * all.len() / blocks;
-        let (c_in, norm) = (self.spec.input.c, matches!(self.source, Source::Norm(_)));
-        let row = |row: usize| io.inputs[2].wrapping_add(row * c_in);
-        let range = if let Source::Norm(activation) = self.source { clamp_of(activation) } else { [0.0; 2] };
-        let table_of_norm = Norm { scale: row(SCALE), shift: row(SHIFT), range };
-        // SAFETY: the tables have room for the pixels of a block and for either side of every pair, the sides for the pairs;
-        // whole registers of channels lie behind every pointer; the products of this slice and these rows are this tile's.
+        let row = |row: usize| io.inputs[2].wrapping_add(row * self.spec.input.c);
+        let norm = match self.source {
+            Source::Ready => None,
+            Source::Norm(activation) => {
+                Some(Norm { scale: row(SCALE), shift: row(SHIFT), range: clamp_of(activation) })
+            }
+        };
+        // SAFETY: the tables have room for the pixels of a block, the left side of every pair and the rows that are kept, the
+        // memory behind them for what they point to; whole registers of channels lie behind every pointer; the products of
+        // this slice and these rows are this tile's.
         unsafe {
             for i in 0..PAIRS {
-                *sides.add(i) = left.add(i * self.ld[0]);
-                *sides.add(PAIRS + i) = right.add(i * self.ld[1]);
+                *sides.add(i) = left.add(i * self.ld);
+            }
+            for i in 0..RUN {
+                *rows_kept.add(i) = kept.add(i * Mixture::row(self.outer.isa()));
             }
             for block in 0..blocks {
                 let pixels = cut(block)..cut(block + 1);
@@ -296,22 +289,22 @@ impl Tiled for Product {
                     (*x.add(2 * count - 1), *y.add(2 * count - 1)) = (*x, self.zero.as_ptr());
                 }
                 let gradient = Pairs { pixels: y, count, half: half_out, channels: [rows.start, rows.len()] };
-                let input = Pairs { pixels: x, count, half: half_in, channels: [0, half_in] };
+                let input = Pairs { pixels: x, count, half: half_in, channels: [columns.start, columns.len()] };
                 for product in 0..PRODUCTS {
-                    gradient.mix::<S, false>(LEFT[product], table_of_norm, left, self.ld[0]);
-                    match norm {
-                        true => input.mix::<S, true>(RIGHT[product], table_of_norm, right, self.ld[1]),
-                        false => input.mix::<S, false>(RIGHT[product], table_of_norm, right, self.ld[1]),
-                    }
+                    gradient.mix::<S>(LEFT[product], left, self.ld);
+                    let (join, quarters) = RIGHT[product];
+                    let of = quarters.map(|quarter| input.quarter(quarter));
                     self.outer.run(&Block {
                         a: Side { pixels: sides, skip: 0 },
-                        b: Side { pixels: sides.add(PAIRS), skip: 0 },
+                        b: Right::Mixed(Mixture { of, join, norm, rows: rows_kept }),
                         pixels: count,
-                        c: io.output.add(((slice * PRODUCTS + product) * half_out + rows.start) * half_in),
+                        c: io
+                            .output
+                            .add(((slice * PRODUCTS + product) * half_out + rows.start) * half_in + columns.start),
                         ld_c: half_in,
-                        size: [rows.len(), half_in],
+                        size: [rows.len(), columns.len()],
                         store: if block == 0 { Store::Set } else { Store::Add },
-                        ahead: self.ahead(next.clone(), product, io),
+                        ahead: self.ahead(next.clone(), product, [rows.clone(), columns.clone()], io),
                     });
                 }
             }

@@ -13,7 +13,7 @@
 use super::super::indirect::Taps;
 use super::super::{ConvSpec, Precision, winograd};
 use super::pointwise::{self, Source};
-use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
+use crate::kernels::gemm::outer::{Ahead, Block, Outer, Queue, Right, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Kernel, Store};
 use crate::simd::{Isa, Simd};
@@ -132,15 +132,15 @@ impl Product {
     }
 
     /// What the next block will read: the gradient and, if a pixel is read once, the input.
-    fn ahead(&self, pixels: Range<usize>, output: usize, outputs: usize, group: usize, io: &Io) -> [Ahead; 2] {
+    fn ahead(&self, pixels: Range<usize>, output: usize, outputs: usize, group: usize, io: &Io) -> Queue {
         let ConvSpec { input, output: map, .. } = self.spec;
         let dy = io.inputs[1].wrapping_add(pixels.start * map.ld + output);
         let dy = Ahead::new(dy, pixels.len(), [outputs, map.ld]);
         if !self.spec.window.is_pointwise() {
-            return [dy, Ahead::NONE];
+            return Queue::of([dy]);
         }
         let x = io.inputs[0].wrapping_add(pixels.start * input.ld + group * self.spec.group_inputs());
-        [dy, Ahead::new(x, pixels.len(), [self.spec.group_inputs(), input.ld])]
+        Queue::of([dy, Ahead::new(x, pixels.len(), [self.spec.group_inputs(), input.ld])])
     }
 
     /// The output channels of a part of a group.
@@ -197,11 +197,11 @@ impl Tiled for Product {
                     let pixels = table.add(tap * (end - start)).cast_const();
                     let x = Side { pixels, skip: group * self.spec.group_inputs() };
                     let store = if block == 0 { Store::Set } else { Store::Add };
-                    let ahead = if tap == 0 { ahead } else { [Ahead::NONE; 2] };
+                    let ahead = if tap == 0 { ahead } else { Queue::NONE };
                     self.outer.run(&match self.rows {
                         Rows::Outputs => Block {
                             a: dy,
-                            b: x,
+                            b: Right::Lies(x),
                             pixels: end - start,
                             c: io.output.add(((slice * outputs + first_output) * self.taps() + tap) * run),
                             ld_c: self.taps() * run,
@@ -211,7 +211,7 @@ impl Tiled for Product {
                         },
                         Rows::Inputs => Block {
                             a: x,
-                            b: dy,
+                            b: Right::Lies(dy),
                             pixels: end - start,
                             c: io.output.add((slice * self.taps() + tap) * run * outputs),
                             ld_c: outputs,

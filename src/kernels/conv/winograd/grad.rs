@@ -18,7 +18,7 @@ use super::transform::{Before, OnLoad, Squares, Turn};
 use super::{Form, LEAST_CHANNELS};
 use crate::kernels::conv::ConvSpec;
 use crate::kernels::conv::grad::{pointwise::Source, weight::WeightGradient};
-use crate::kernels::gemm::outer::{Ahead, Block, Outer, Side};
+use crate::kernels::gemm::outer::{Ahead, Block, Outer, Queue, Right, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Store};
 use crate::simd::{Isa, Simd, Task};
@@ -218,13 +218,13 @@ impl<P: Turned> Tiled for Gradient<P> {
                     };
                     self.outer.run(&Block {
                         a,
-                        b,
+                        b: Right::Lies(b),
                         pixels: count,
                         c: sums.wrapping_add(position * apart),
                         ld_c: inputs,
                         size: [columns.len(), inputs],
                         store: if block == 0 { Store::Set } else { Store::Add },
-                        ahead: [next(v, inputs, ld, stride), next(z, columns.len(), ld_z, stride_z)],
+                        ahead: Queue::of([next(v, inputs, ld, stride), next(z, columns.len(), ld_z, stride_z)]),
                     });
                 }
             }

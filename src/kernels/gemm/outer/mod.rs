@@ -12,9 +12,17 @@
 
 #![allow(clippy::needless_range_loop, reason = "register tiles are indexed by row and vector")]
 
-use super::micro::{LINE, Tiles, max_rows, max_vectors, routine};
+mod ahead;
+mod mixture;
+
+pub use self::ahead::{Ahead, Queue};
+pub use self::mixture::{Join, Mixture, Norm};
+
+use self::mixture::Mixer;
+use super::micro::{Tiles, max_rows, max_vectors, routine};
 use crate::kernels::Store;
 use crate::simd::{Isa, Routine, Simd};
+use std::marker::PhantomData;
 
 /// What one call of a microkernel works on.
 struct Tile {
@@ -24,10 +32,11 @@ struct Tile {
     /// The same for `B`.
     b: *const *const f32,
     skip: usize,
+    /// How `B` is made on the way; not looked at where it lies there.
+    mixture: *const Mixture,
     pixels: usize,
     /// Cache lines to fetch for later, at most `pixels`.
-    ahead: *const f32,
-    fetched: usize,
+    ahead: Ahead,
     c: *mut f32,
     ld_c: usize,
     /// Lanes of the last register that exist.
@@ -37,9 +46,45 @@ struct Tile {
 
 type Micro = unsafe fn(&Tile);
 
-struct Kernel<const MR: usize, const NRV: usize>;
+/// Where the registers of `B` come from.
+trait Columns {
+    /// Those of one pixel.
+    ///
+    /// # Safety
+    /// The caller vouches for every pointer of the tile.
+    unsafe fn of<S: Simd, const NRV: usize>(t: &Tile, pixel: usize, last: S::M) -> [S::V; NRV];
 
-impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
+    /// Keeps them, if they will be read again: when they have been multiplied, since what is loaded behind a store must be
+    /// loaded after it.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn keep<S: Simd, const NRV: usize>(_: &Tile, _: usize, _: [S::V; NRV]) {}
+}
+
+/// From where they lie.
+struct Lie;
+
+impl Columns for Lie {
+    #[inline(always)]
+    unsafe fn of<S: Simd, const NRV: usize>(t: &Tile, pixel: usize, last: S::M) -> [S::V; NRV] {
+        // SAFETY: passed on.
+        unsafe {
+            let b = (*t.b.add(pixel)).add(t.skip);
+            let mut w = [S::zero(); NRV];
+            for v in 0..NRV {
+                let from = b.add(v * S::LANES);
+                w[v] = if v + 1 < NRV { S::load(from) } else { S::load_masked(from, last) };
+            }
+            w
+        }
+    }
+}
+
+struct Kernel<const MR: usize, const NRV: usize, B>(PhantomData<B>);
+
+impl<const MR: usize, const NRV: usize, B: Columns> Routine for Kernel<MR, NRV, B> {
     type Args = Tile;
 
     #[inline(always)]
@@ -56,12 +101,13 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                     }
                 }
             }
-            for pixel in 0..t.fetched {
-                S::prefetch_far(t.ahead.wrapping_add(pixel * LINE));
-                accumulate::<S, MR, NRV>(t, pixel, last, &mut acc);
+            let (mut ahead, fetched) = (t.ahead, t.ahead.lines());
+            for pixel in 0..fetched {
+                S::prefetch_far(ahead.next());
+                accumulate::<S, MR, NRV, B>(t, pixel, last, &mut acc);
             }
-            for pixel in t.fetched..t.pixels {
-                accumulate::<S, MR, NRV>(t, pixel, last, &mut acc);
+            for pixel in fetched..t.pixels {
+                accumulate::<S, MR, NRV, B>(t, pixel, last, &mut acc);
             }
             for m in 0..MR {
                 for v in 0..NRV {
@@ -86,7 +132,7 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
 
 /// Adds the products of one pixel.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
+unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, B: Columns>(
     t: &Tile,
     pixel: usize,
     last: S::M,
@@ -95,27 +141,23 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
     // SAFETY: as in `Kernel::run`.
     unsafe {
         let a = (*t.a.add(pixel)).add(t.skip_a);
-        let b = (*t.b.add(pixel)).add(t.skip);
-        let mut w = [S::zero(); NRV];
-        for v in 0..NRV {
-            let from = b.add(v * S::LANES);
-            w[v] = if v + 1 < NRV { S::load(from) } else { S::load_masked(from, last) };
-        }
+        let w = B::of::<S, NRV>(t, pixel, last);
         for m in 0..MR {
             let x = S::splat(*a.add(m));
             for v in 0..NRV {
                 acc[m][v] = S::fma(x, w[v], acc[m][v]);
             }
         }
+        B::keep::<S, NRV>(t, pixel, w);
     }
 }
 
 /// The tiles of the outer product.
-struct Outers;
+struct Outers<B>(PhantomData<B>);
 
-impl Tiles for Outers {
+impl<B: Columns> Tiles for Outers<B> {
     type Args = Tile;
-    type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV>;
+    type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV, B>;
 }
 
 /// The product `C (+)= Aᵀ · B` of one instruction set.
@@ -124,6 +166,8 @@ pub struct Outer {
     isa: Isa,
     /// Microkernels by registers and rows, both counted from one.
     micros: Vec<Vec<Micro>>,
+    /// Those that mix what they read, by [`Mixture::kind`] and registers.
+    mixers: [Vec<Mixer>; mixture::KINDS],
 }
 
 /// A map, by its pixels.
@@ -135,38 +179,24 @@ pub struct Side {
     pub skip: usize,
 }
 
-/// Pixels that will be read after these: `lines` cache lines at each of so many rows, `ld` floats apart.
-#[derive(Debug, Clone, Copy)]
-pub struct Ahead {
-    at: *const f32,
-    ld: usize,
-    lines: usize,
-    rows: usize,
-    /// Lines of the first row that have been fetched.
-    done: usize,
+impl Side {
+    /// The map from a pixel and a channel on.
+    ///
+    /// # Safety
+    /// The pixel exists.
+    unsafe fn from(self, pixel: usize, channel: usize) -> Self {
+        // SAFETY: as demanded.
+        Side { pixels: unsafe { self.pixels.add(pixel) }, skip: self.skip + channel }
+    }
 }
 
-impl Ahead {
-    /// Nothing.
-    pub const NONE: Ahead = Ahead { at: std::ptr::null(), ld: 0, lines: 0, rows: 0, done: 0 };
-
-    /// The pixels of a map from `at` on, of `c` channels and `ld` floats apart.
-    pub fn new(at: *const f32, pixels: usize, [c, ld]: [usize; 2]) -> Self {
-        match 4 * ld <= 5 * c {
-            true => Ahead { at, ld: 0, lines: (pixels * ld).div_ceil(LINE), rows: 1, done: 0 },
-            false => Ahead { at, ld, lines: c.div_ceil(LINE), rows: pixels, done: 0 },
-        }
-    }
-
-    /// Up to `most` lines that follow each other.
-    fn take(&mut self, most: usize) -> (*const f32, usize) {
-        let (at, lines) = (self.at.wrapping_add(self.done * LINE), most.min(self.lines - self.done));
-        self.done += lines;
-        if self.done == self.lines && self.rows > 1 {
-            (self.at, self.rows, self.done) = (self.at.wrapping_add(self.ld), self.rows - 1, 0);
-        }
-        (at, lines)
-    }
+/// The map that has the columns of a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Right {
+    /// As it lies.
+    Lies(Side),
+    /// Made of two others, by the first tile of rows.
+    Mixed(Mixture),
 }
 
 /// A block of pixels and where its product goes.
@@ -175,7 +205,7 @@ pub struct Block {
     /// Whose channels are the rows of the product.
     pub a: Side,
     /// Whose channels are its columns.
-    pub b: Side,
+    pub b: Right,
     /// Pixels.
     pub pixels: usize,
     /// Where row 0 of the product starts.
@@ -187,19 +217,24 @@ pub struct Block {
     /// Whether the product is added to what is there.
     pub store: Store,
     /// What comes next.
-    pub ahead: [Ahead; 2],
+    pub ahead: Queue,
 }
 
 /// Most pixels of a run: four registers of each take half of the first cache.
-const RUN: usize = 64;
+pub const RUN: usize = 64;
 
 impl Outer {
     /// For one instruction set.
     pub fn new(isa: Isa) -> Self {
         let micros = (1..=max_vectors(isa))
-            .map(|vectors| (1..=max_rows(isa, vectors)).map(|m| routine::<Outers>(isa, m, vectors)).collect())
+            .map(|vectors| (1..=max_rows(isa, vectors)).map(|m| routine::<Outers<Lie>>(isa, m, vectors)).collect())
             .collect();
-        Outer { isa, micros }
+        Outer { isa, micros, mixers: mixture::mixers(isa) }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// Registers of the widest tile.
@@ -225,42 +260,58 @@ impl Outer {
     ///
     /// # Safety
     /// `size[0]` floats are readable at every pixel of `A`, `size[1]` at those of `B`, and the product is writable and
-    /// overlaps neither.
+    /// overlaps neither. What is mixed has whole registers of columns, and 12 rows or more are multiplied by it.
     pub unsafe fn run(&self, block: &Block) {
         let (lanes, [rows, columns]) = (self.isa.lanes(), block.size);
         let registers = columns.div_ceil(lanes);
         let panels = registers.div_ceil(self.most_vectors());
         let runs = block.pixels.div_ceil(RUN).max(1);
-        let [mut first_ahead, mut then_ahead] = block.ahead;
+        let mut queue = block.ahead;
         for panel in 0..panels {
             let (from, to) = (panel * registers / panels, (panel + 1) * registers / panels);
             let (column, vectors) = (from * lanes, to - from);
             let micros = &self.micros[vectors - 1];
-            let tiles = rows.div_ceil(micros.len());
+            let mixer = match block.b {
+                Right::Lies(_) => None,
+                Right::Mixed(mixture) => Some(self.mixers[mixture.kind()][vectors - 1]),
+            };
+            // The rows of the tile that mixes, and how the others are cut.
+            let mixed = mixer.map_or(0, |mixer| mixer.rows);
+            assert!(mixed <= rows && (mixed == 0 || columns.is_multiple_of(lanes)), "{rows}×{columns}");
+            let others = (rows - mixed).div_ceil(micros.len());
+            let cut = |i: usize| mixed + i * (rows - mixed) / others.max(1);
             for run in 0..runs {
                 let (first, end) = (run * block.pixels / runs, (run + 1) * block.pixels / runs);
-                for i in 0..tiles {
-                    let (row, until) = (i * rows / tiles, (i + 1) * rows / tiles);
-                    let (ahead, fetched) = match first_ahead.take(end - first) {
-                        (_, 0) => then_ahead.take(end - first),
-                        lines => lines,
+                // SAFETY: the pixels of this run exist.
+                let (b, mixture) = unsafe {
+                    match block.b {
+                        Right::Lies(b) => (b.from(first, column), Mixture::NONE),
+                        Right::Mixed(mixture) => (Side { pixels: mixture.rows, skip: 0 }, mixture.from(first, column)),
+                    }
+                };
+                let mut compute = |micro: Micro, row: usize| {
+                    let tile = Tile {
+                        // SAFETY: as above.
+                        a: unsafe { block.a.pixels.add(first) },
+                        skip_a: block.a.skip + row,
+                        b: b.pixels,
+                        skip: b.skip,
+                        mixture: &raw const mixture,
+                        pixels: end - first,
+                        ahead: queue.take(end - first),
+                        c: block.c.wrapping_add(row * block.ld_c + column),
+                        ld_c: block.ld_c,
+                        last_lanes: (columns - column).min(vectors * lanes) - (vectors - 1) * lanes,
+                        store: if run == 0 { block.store } else { Store::Add },
                     };
                     // SAFETY: rows and columns lie within the block's, and so do the pixels of this run.
-                    unsafe {
-                        micros[until - row - 1](&Tile {
-                            a: block.a.pixels.add(first),
-                            skip_a: block.a.skip + row,
-                            b: block.b.pixels.add(first),
-                            skip: block.b.skip + column,
-                            pixels: end - first,
-                            ahead,
-                            fetched,
-                            c: block.c.add(row * block.ld_c + column),
-                            ld_c: block.ld_c,
-                            last_lanes: (columns - column).min(vectors * lanes) - (vectors - 1) * lanes,
-                            store: if run == 0 { block.store } else { Store::Add },
-                        });
-                    }
+                    unsafe { micro(&tile) }
+                };
+                if let Some(mixer) = mixer {
+                    compute(mixer.micro, 0);
+                }
+                for i in 0..others {
+                    compute(micros[cut(i + 1) - cut(i) - 1], cut(i));
                 }
             }
         }
