@@ -283,6 +283,48 @@ fn norms_lead_gradients_through_the_gates_behind_them() {
     }
 }
 
+/// Norm, activation, convolution.
+#[derive(Clone, Copy)]
+struct PreActivated(Option<Activation>);
+
+impl Layer for PreActivated {
+    fn build<'g>(&self, x: Node<'g>) -> Node<'g> {
+        let x = x.layer("norm", BatchNorm::new());
+        self.0.map_or(x, |activation| x.activation(activation)).layer("conv", Conv2d::k3(3))
+    }
+}
+
+/// A dense block, whose norms complete the gradients of what they read together; with a norm that reads a part when all is
+/// done, with frozen norms among them, and with maps that are computed again.
+#[test]
+fn norms_of_a_dense_block_complete_every_gradient_once() {
+    const SHAPE: [usize; 4] = [3, 2, 5, 4];
+    for activation in [None, Some(Relu), Some(Silu)] {
+        let block = layer_fn(move |x| {
+            let x = x.layer("stem", unit(Conv2d::k3(5)));
+            let names = ["a", "b", "c", "d"].into_iter();
+            let grown = names.fold(x, |x, name| concat([x, x.layer(name, PreActivated(activation))]));
+            grown.layer("end", PreActivated(activation)).then(ClassifierHead::new(3))
+        });
+        let late = layer_fn(move |x| {
+            let x = x.layer("stem", unit(Conv2d::k3(5)));
+            let part = concat([x, x.layer("a", PreActivated(activation))]);
+            let whole = concat([part, part.layer("b", PreActivated(activation))]);
+            let [end, late] =
+                [whole.layer("end", PreActivated(activation)), part.layer("late", PreActivated(activation))];
+            (end + late).then(ClassifierHead::new(3))
+        });
+        for (what, network) in [("block", &block as &dyn Layer), ("read late", &late)] {
+            check(what, network, SHAPE, &TrainOptions::new());
+            check(what, network, SHAPE, &TrainOptions::new().freeze("b").freeze("a.norm"));
+            check(what, network, SHAPE, &TrainOptions::new().recompute(Recompute::Thorough));
+        }
+        let graph = Graph::draw(SHAPE[1], &block).unwrap();
+        let explained = TrainPlan::new(&graph, &filled(&graph), SHAPE, &TrainOptions::new()).unwrap().explain();
+        assert_eq!(explained.matches("deferred_statistics").count(), 5, "{explained}");
+    }
+}
+
 #[test]
 fn frozen_parts_have_no_gradient_and_pass_it_on() {
     let network =

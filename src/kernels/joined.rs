@@ -93,7 +93,15 @@ mod tests {
             let make = || learned(spec, Direction::Forward, None, Precision::Fast, isa);
             let through = norm::Through::Normalised(crate::activation::Activation::Relu);
             let store = Some((to.ld, crate::kernels::Store::Set));
-            let chain = norm::Chain { gradient: to, gate: None, input: to.ld, through, sums: norm::Sums::Norm, store };
+            let chain = norm::Chain {
+                gradient: to,
+                gate: None,
+                input: to.ld,
+                through,
+                sums: norm::Sums::Norm,
+                store,
+                scaled: false,
+            };
             let pass = || -> Box<dyn Kernel> { Box::new(norm::chain(chain, isa)) };
             let mut packed = vec![0.0; make().packed];
             run_tiles(&*make().packing, &Io::new(&[weight.as_ptr()], packed.as_mut_ptr()));

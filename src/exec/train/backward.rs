@@ -30,14 +30,16 @@ impl<'a> Author<'a> {
             }
             self.sketch.path.clone_from(&unit.path);
             self.sketch.shape = program.shape(unit.output);
+            self.settle(unit);
             self.unit_backward(unit)?;
             self.complete(unit);
         }
-        let image = program.units.iter().find(|unit| unit.inputs.is_empty()).map(|unit| unit.output);
-        if let Some(image) = image.filter(|image| self.options.input_gradient && self.arrived[image.index()]) {
+        let image = program.units.iter().find(|unit| unit.inputs.is_empty());
+        if let Some(unit) = image.filter(|unit| self.options.input_gradient && self.arrived[unit.output.index()]) {
             self.sketch.path = "input".to_owned();
-            self.sketch.shape = program.shape(image);
-            let from = self.arrival(image);
+            self.sketch.shape = program.shape(unit.output);
+            self.settle(unit);
+            let from = self.arrival(unit.output);
             let kernel = layout::to_nchw(from.map, self.isa);
             self.sketch.push(Draft::new(kernel, &[from.into()], At::Outside(IMAGE_GRADIENT, 0)));
         }
@@ -249,6 +251,7 @@ impl<'a> Author<'a> {
             through,
             sums: Sums::None,
             store: Some((to.map.ld, store)),
+            scaled: false,
         };
         let inputs = [from.into(), kept.into(), At::None, kept.into()];
         self.sketch.push(Draft::new(norm::chain(chain, self.isa), &inputs, At::None).also([to.into(), At::None]));
@@ -279,7 +282,7 @@ impl<'a> Author<'a> {
             return Ok(());
         }
         let store = (through != Through::Nothing).then_some((from.map.ld, Store::Set));
-        let chain = Chain { gradient: from.map, gate: None, input: 0, through, sums, store };
+        let chain = Chain { gradient: from.map, gate: None, input: 0, through, sums, store, scaled: false };
         let partial = match sums {
             Sums::None => At::None,
             _ => self.sketch.buffer(norm::partial_len(from.map, sums.rows())),
@@ -294,7 +297,9 @@ impl<'a> Author<'a> {
     }
 
     fn norm_backward(&mut self, unit: &Unit) -> Result<()> {
-        let Op::BatchNorm { scale, shift, .. } = unit.op else { return Ok(()) };
+        if self.defers(unit) {
+            return self.deferred_norm(unit);
+        }
         let (input, from) = (unit.inputs[0], self.arrival(unit.output));
         let (x, table) = (self.kept_value(input)?, self.tables[unit.output.index()]);
         let gated = self.gated[unit.output.index()].take();
@@ -322,16 +327,17 @@ impl<'a> Author<'a> {
         };
         let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
         let store = stored.map(|(place, store)| (place.map.ld, store));
-        let chain = Chain { gradient: from.map, gate, input: x.map.ld, through, sums: Sums::Norm, store };
+        let chain =
+            Chain { gradient: from.map, gate, input: x.map.ld, through, sums: Sums::Norm, store, scaled: false };
         let to = stored.map_or(At::None, |(place, _)| place.into());
         let inputs = [from.into(), x.into(), table, output, At::None, means];
         let draft = Draft::new(norm::chain(chain, self.isa), &inputs, partial);
         self.sketch.push_behind(draft.also([to, At::None]));
 
-        let statistic = if self.is_fixed(&unit.op) { Statistic::Running } else { Statistic::Batch };
+        let statistic = self.statistic(unit);
         let coefficients = self.sketch.buffer(norm::BACKWARD_ROWS * from.map.c);
         let kernel = norm::backward_statistics(from.map, statistic, self.isa);
-        let affine = [scale, shift].map(|id| id.map_or(At::None, |id| self.gradient_of(id)));
+        let affine = self.affine_gradients(unit);
         self.sketch.push(Draft::new(kernel, &[partial, table], coefficients).also(affine));
         if shared {
             self.share(shortcut.expect("it is shared"), from);
@@ -350,13 +356,31 @@ impl<'a> Author<'a> {
             Some(place) => ((place, Store::Set), true),
             None => (self.contribute(input), false),
         };
-        let last = norm::Backward { gradient: from.map, gate, input: x.map.ld, through, output: (place.map.ld, store) };
+        let last = norm::Backward {
+            gradient: from.map,
+            gate,
+            input: x.map.ld,
+            through,
+            output: (place.map.ld, store),
+            coefficients: from.map.c,
+        };
         let inputs = [from.into(), x.into(), table, output, coefficients, means];
         self.sketch.push(Draft::new(norm::backward(last, self.isa), &inputs, place));
         if in_place {
             self.share(input, place);
         }
         Ok(())
+    }
+
+    /// Which statistics a norm used.
+    pub(super) fn statistic(&self, unit: &Unit) -> Statistic {
+        if self.is_fixed(&unit.op) { Statistic::Running } else { Statistic::Batch }
+    }
+
+    /// Where the gradients of a norm's scale and shift go.
+    pub(super) fn affine_gradients(&mut self, unit: &Unit) -> [At; 2] {
+        let Op::BatchNorm { scale, shift, .. } = unit.op else { return [At::None; 2] };
+        [scale, shift].map(|id| id.map_or(At::None, |id| self.gradient_of(id)))
     }
 
     fn add_backward(&mut self, unit: &Unit) -> Result<()> {

@@ -104,6 +104,9 @@ pub(super) struct Author<'a> {
     /// The means and, a pixel stride further on, the variances of the channels of a buffer, and which values' are known.
     pub(super) measured: Vec<(usize, At)>,
     pub(super) is_measured: Vec<bool>,
+    /// What norms have left undone in gradients, by buffer, and the values whose gradients lack it, with where these lie.
+    pub(super) undone: Vec<(usize, At)>,
+    pub(super) deferred: Vec<Option<Place>>,
     /// The remembered taps of a max-pool, by its output.
     pub(super) indices: Vec<At>,
     /// Where a weight waits for the way back.
@@ -154,6 +157,8 @@ impl<'a> Author<'a> {
             tables: vec![At::None; count],
             measured: Vec::new(),
             is_measured: vec![false; count],
+            undone: Vec::new(),
+            deferred: vec![None; count],
             indices: vec![At::None; count],
             kept: vec![At::None; params],
             streamed: vec![At::None; params],

@@ -8,6 +8,7 @@
 //!   the last, on the way back as on the way there, so what backward reads is kept, and nothing else;
 //! - `forward` and `backward` write each operation's steps;
 //! - `moments` measures what norms read, each map once;
+//! - `deferred` completes the gradients of a dense block's maps once, after all norms that read them;
 //! - `on_load` leaves norms to the convolutions behind them;
 //! - `masked` leads gradients through ReLUs while a convolution computes them;
 //! - `streamed` hands gradients on as soon as they are complete, if that is asked for;
@@ -20,6 +21,7 @@
 
 mod again;
 mod backward;
+mod deferred;
 mod forward;
 mod fuse;
 mod gate;

@@ -19,7 +19,9 @@ mod gate;
 #[cfg(test)]
 mod tests;
 
-pub use back::{Backward, Chain, Statistic, Sums, Through, backward, backward_statistics, chain, total};
+pub use back::{
+    Backward, Chain, Statistic, Sums, Through, backward, backward_statistics, chain, deferred_statistics, total,
+};
 pub use gate::Gate;
 
 use crate::activation::Activation;

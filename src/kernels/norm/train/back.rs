@@ -36,6 +36,9 @@ pub struct Chain {
     pub sums: Sums,
     /// Where `dT` is stored besides, `also[0]`: its pixel stride. It may be the gradient itself.
     pub store: Option<(usize, Store)>,
+    /// Whether what is stored is `scale · dT`: what a norm's input gets but for a function of its channel and value, which
+    /// [`deferred_statistics`] adds up.
+    pub scaled: bool,
 }
 
 /// Sums over the pixels of a block, per channel.
@@ -126,6 +129,8 @@ impl Chained {
                 }
                 if let Through::Normalised(_) = through {
                     (scale[v], shift[v]) = (row(SCALE, v), row(SHIFT, v));
+                } else if chain.scaled {
+                    scale[v] = row(SCALE, v);
                 }
             }
             let [factor, summand] = match gate {
@@ -163,7 +168,11 @@ impl Chained {
                     }
                     if let Some((_, store)) = chain.store {
                         let to = at.store.wrapping_add(v * S::LANES);
+                        if chain.scaled {
+                            d = S::mul(d, scale[v]);
+                        }
                         if store == Store::Add {
+                            S::prefetch_far(next.store.wrapping_add(v * S::LANES));
                             d = S::add(d, S::load_masked(to, mask));
                         }
                         S::store_masked(to, d, mask);
@@ -312,18 +321,40 @@ pub enum Statistic {
 /// Unites the sums of [`chain`]. Inputs: the partial sums ([`Sums::Norm`]), the table of [`statistics`](super::statistics). Output: the
 /// table of [`backward`] ([`BACKWARD_ROWS`](super::BACKWARD_ROWS) rows). `also`: the gradients of γ and β, or null.
 pub fn backward_statistics(map: Map, statistic: Statistic, isa: Isa) -> impl Kernel {
-    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles() } }
+    let to = Coefficients::Own;
+    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles(), to } }
+}
+
+/// As [`backward_statistics`] for a [`scaled`](Chain::scaled) chain: what is left for the gradient of the norm's input,
+/// `b·(x − mean) + c`, in the form of a table of [`backward`] whose `a` is 1 and whose rows are `ld` apart. It is set, or added
+/// to what norms of the same map have left before.
+pub fn deferred_statistics(map: Map, statistic: Statistic, (ld, store): (usize, Store), isa: Isa) -> impl Kernel {
+    let to = Coefficients::Deferred(ld, store);
+    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles(), to } }
+}
+
+/// Where the coefficients go.
+#[derive(Clone, Copy)]
+enum Coefficients {
+    /// To a table of the norm's own.
+    Own,
+    /// To one that norms of the same map share, with rows so far apart.
+    Deferred(usize, Store),
 }
 
 struct BackwardStatistics {
     map: Map,
     statistic: Statistic,
     blocks: usize,
+    to: Coefficients,
 }
 
 impl Tiled for BackwardStatistics {
     fn name(&self) -> String {
-        "backward_statistics".to_owned()
+        match self.to {
+            Coefficients::Own => "backward_statistics".to_owned(),
+            Coefficients::Deferred(..) => "deferred_statistics".to_owned(),
+        }
     }
 
     fn tiles(&self) -> usize {
@@ -346,9 +377,19 @@ impl Tiled for BackwardStatistics {
                     Statistic::Batch => 1.0 / self.map.pixels() as f64,
                     Statistic::Running => 0.0,
                 };
-                let rows = [scale, -scale * deviation * aligned * share, -scale * sums[i] * share, mean];
+                let [slope, summand] = [-scale * deviation * aligned * share, -scale * sums[i] * share];
+                let (apart, rows) = match self.to {
+                    Coefficients::Own => (channels, [scale, slope, summand, mean]),
+                    Coefficients::Deferred(ld, Store::Set) => (ld, [1.0, slope, summand, mean]),
+                    Coefficients::Deferred(ld, Store::Add) => {
+                        let before = |row: usize| f64::from(*io.output.add(row * ld + c));
+                        // Running statistics have another mean, but no slope.
+                        let mean = if self.statistic == Statistic::Batch { mean } else { before(3) };
+                        (ld, [1.0, before(1) + slope, before(2) + summand, mean])
+                    }
+                };
                 for (row, value) in rows.into_iter().enumerate() {
-                    *io.output.add(row * channels + c) = value as f32;
+                    *io.output.add(row * apart + c) = value as f32;
                 }
                 for (gradient, value) in io.also.into_iter().zip([aligned, sums[i]]) {
                     if !gradient.is_null() {
@@ -373,6 +414,8 @@ pub struct Backward {
     pub through: Through,
     /// Pixel stride of the gradient of the norm's input, and whether it is added to what is there.
     pub output: (usize, Store),
+    /// Floats from row to row of the table of coefficients.
+    pub coefficients: usize,
 }
 
 /// Inputs: the gradient; the norm's input; the table of [`statistics`](super::statistics); the activation's output, if
@@ -397,7 +440,7 @@ impl Back {
         gate: Option<Gate>,
         through: Through,
     ) {
-        let Backward { gradient, input, output: (ld, store), .. } = self.backward;
+        let Backward { gradient, input, output: (ld, store), coefficients, .. } = self.backward;
         let c = gradient.c;
         let ld_output = if let Through::Output(_, ld) = through { ld } else { 0 };
         let ahead = ahead(c, input);
@@ -407,7 +450,8 @@ impl Back {
                 unsafe {
                     let lanes = S::LANES.min(c - i);
                     let mask = S::mask(lanes);
-                    let table = |input: usize, row: usize| S::load_masked(io.inputs[input].add(row * c + i), mask);
+                    let norm = |row: usize| S::load_masked(io.inputs[2].add(row * c + i), mask);
+                    let table = |row: usize| S::load_masked(io.inputs[4].add(row * coefficients + i), mask);
                     if ahead > 0 {
                         let far = pixel + ahead;
                         S::prefetch_far(io.inputs[0].wrapping_add(far * gradient.ld + i));
@@ -424,7 +468,7 @@ impl Back {
                         Through::Nothing => {}
                         Through::Input(activation) => d = activation_gradient::<S>(activation, x, d),
                         Through::Normalised(activation) => {
-                            let t = S::fma(x, table(2, SCALE), table(2, SHIFT));
+                            let t = S::fma(x, norm(SCALE), norm(SHIFT));
                             d = activation_gradient::<S>(activation, t, d);
                         }
                         Through::Output(activation, _) => {
@@ -432,8 +476,8 @@ impl Back {
                             d = output_gradient::<S>(activation, y, d);
                         }
                     }
-                    let centred = S::sub(x, table(4, 3));
-                    let mut dx = S::fma(table(4, 0), d, S::fma(table(4, 1), centred, table(4, 2)));
+                    let centred = S::sub(x, table(3));
+                    let mut dx = S::fma(table(0), d, S::fma(table(1), centred, table(2)));
                     let to = io.output.add(pixel * ld + i);
                     if store == Store::Add {
                         dx = S::add(dx, S::load_masked(to, mask));

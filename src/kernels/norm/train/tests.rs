@@ -109,6 +109,7 @@ impl Case {
             through,
             sums: Sums::Norm,
             store: Some((map.ld, Store::Add)),
+            scaled: false,
         };
         let mut partial = vec![f32::NAN; partial_len(map, 2)];
         run_tiles(&chain(back, isa), &io(&[&dy, &x, &table, &factor, &[], &means], &mut partial, [&mut dt, &mut []]));
@@ -124,7 +125,14 @@ impl Case {
         assert_near(&scale, &narrow(&scale64), 2e-4 + size, &what);
         assert_near(&shift, &narrow(&shift64), 2e-4 + size, &what);
         let mut dx = vec![f32::NAN; map.extent()];
-        let last = Backward { gradient: other, gate, input: map.ld, through, output: (map.ld, Store::Set) };
+        let last = Backward {
+            gradient: other,
+            gate,
+            input: map.ld,
+            through,
+            output: (map.ld, Store::Set),
+            coefficients: map.c,
+        };
         let kernel = backward(last, isa);
         run_tiles(&kernel, &io(&[&dy, &x, &table, &factor, &coefficients, &means], &mut dx, [&mut [], &mut []]));
         assert_near(&dx, &spread(&narrow(&dx64), map), 1e-3, &what);
@@ -147,6 +155,65 @@ fn norms_agree_with_the_oracle_forward_and_back() {
     }
 }
 
+/// Three norms of one map; a fourth that normalises by running statistics, whose mean is another one, leaves nothing.
+#[test]
+fn what_norms_of_one_map_leave_undone_adds_up() {
+    for map in maps().filter(|map| map.pixels() > 2) {
+        let seeded = |seed: u32, activation| {
+            let [gamma, beta] = [seed, seed + 1].map(|seed| values(map.c, seed));
+            Case { dy: values(nchw(map).len(), seed + 2), gamma, beta, ..Case::new(map, activation, false) }
+        };
+        let relu = Case::new(map, Some(Activation::Relu), false);
+        let cases = [relu, seeded(20, None), seeded(30, Some(Activation::Silu))];
+        let mut want = vec![0.0; nchw(map).len()];
+        for case in &cases {
+            let [_, _, dx, ..] = case.expected();
+            want.iter_mut().zip(dx).for_each(|(sum, d)| *sum += d);
+        }
+        let ld = map.c + 3;
+        for &isa in Isa::available() {
+            let x = spread(&cases[0].x, map);
+            let mut dx = spread(&values(want.len(), 9), map);
+            let mut undone = vec![f32::NAN; BACKWARD_ROWS * ld];
+            for (case, store) in cases.iter().zip([Store::Set, Store::Add, Store::Add]) {
+                let mut partial = vec![f32::NAN; partial_len(map, 2)];
+                let mut table = vec![f32::NAN; TABLE_ROWS * map.c];
+                run_tiles(&moments(map, isa), &io(&[&x], &mut partial, [&mut [], &mut []]));
+                let inputs = [&partial, &case.gamma, &case.beta].map(|v| &v[..]);
+                run_tiles(&statistics(map, 1e-5, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
+                let through = case.activation.map_or(Through::Nothing, Through::Normalised);
+                let store_dx = Some((map.ld, store));
+                let back = Chain {
+                    gradient: map,
+                    gate: None,
+                    input: map.ld,
+                    through,
+                    sums: Sums::Norm,
+                    store: store_dx,
+                    scaled: true,
+                };
+                let dy = spread(&case.dy, map);
+                run_tiles(&chain(back, isa), &io(&[&dy, &x, &table], &mut partial, [&mut dx, &mut []]));
+                let kernel = deferred_statistics(map, Statistic::Batch, (ld, store), isa);
+                run_tiles(&kernel, &io(&[&partial, &table], &mut undone, [&mut [], &mut []]));
+            }
+            let before = undone.clone();
+            let (zeros, mut table) = (vec![0.0; partial_len(map, 2)], vec![0.5; TABLE_ROWS * map.c]);
+            table[MEAN * map.c..][..map.c].fill(-7.0);
+            let kernel = deferred_statistics(map, Statistic::Running, (ld, Store::Add), isa);
+            run_tiles(&kernel, &io(&[&zeros, &table], &mut undone, [&mut [], &mut []]));
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&undone), bits(&before), "running statistics have no mean to take away");
+
+            let (through, output) = (Through::Nothing, (map.ld, Store::Set));
+            let last = Backward { gradient: map, gate: None, input: map.ld, through, output, coefficients: ld };
+            let gradient = dx.clone();
+            run_tiles(&backward(last, isa), &io(&[&gradient, &x, &[], &[], &undone], &mut dx, [&mut [], &mut []]));
+            assert_near(&dx, &spread(&narrow(&want), map), 2e-3, &format!("{map:?} {}", isa.name()));
+        }
+    }
+}
+
 #[test]
 fn running_statistics_are_constants_on_the_way_back() {
     let map = Map::new([2, 3, 4, 21], 24);
@@ -162,13 +229,21 @@ fn running_statistics_are_constants_on_the_way_back() {
         run_tiles(&fixed_statistics(map, 1e-3, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
         let mut partial = vec![f32::NAN; partial_len(map, 2)];
         let through = Through::Nothing;
-        let sums = Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Norm, store: None };
+        let sums =
+            Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Norm, store: None, scaled: false };
         run_tiles(&chain(sums, isa), &io(&[&dy, &x, &table], &mut partial, [&mut [], &mut []]));
         let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * 21];
         let kernel = backward_statistics(map, Statistic::Running, isa);
         run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut [], &mut []]));
         let mut dx = vec![f32::NAN; map.extent()];
-        let last = Backward { gradient: map, gate: None, input: map.ld, through, output: (map.ld, Store::Set) };
+        let last = Backward {
+            gradient: map,
+            gate: None,
+            input: map.ld,
+            through,
+            output: (map.ld, Store::Set),
+            coefficients: map.c,
+        };
         run_tiles(&backward(last, isa), &io(&[&dy, &x, &table, &[], &coefficients], &mut dx, [&mut [], &mut []]));
         assert_near(&dx, &spread(&narrow(&back.input), map), 1e-5, isa.name());
     }
@@ -193,7 +268,15 @@ fn sums_of_biases_and_plain_activations_agree_with_the_oracle() {
                 }
                 for through in ways {
                     let store = Some((map.ld, Store::Set));
-                    let back = Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Bias, store };
+                    let back = Chain {
+                        gradient: map,
+                        gate: None,
+                        input: map.ld,
+                        through,
+                        sums: Sums::Bias,
+                        store,
+                        scaled: false,
+                    };
                     let mut partial = vec![f32::NAN; partial_len(map, 1)];
                     let mut dt = vec![f32::NAN; map.extent()];
                     run_tiles(&chain(back, isa), &io(&[&dm, &xm, &[], &y], &mut partial, [&mut dt, &mut []]));
