@@ -17,7 +17,7 @@ impl Author<'_> {
             return Ok(self.value(value));
         }
         let program = self.program;
-        let unit = program.units.iter().find(|unit| unit.output == value).expect("a unit computed it");
+        let unit = self.producer(value).expect("a unit computed it");
         for read in unit.reads() {
             // Of a norm that is applied on the way, what it reads.
             let absent = self.norm_of(read).filter(|_| self.absent[read.index()]);

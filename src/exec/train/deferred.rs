@@ -20,10 +20,7 @@ impl Author<'_> {
     /// undone there already.
     pub(super) fn defers(&self, unit: &Unit) -> bool {
         let input = unit.inputs[0];
-        let concat = |value: NodeId| {
-            let unit = self.program.units.iter().find(|unit| unit.output == value);
-            unit.filter(|unit| matches!(unit.op, Op::Concat))
-        };
+        let concat = |value: NodeId| self.producer(value).filter(|unit| matches!(unit.op, Op::Concat));
         let shared = self.deferred[input.index()].is_some()
             || concat(input).is_some_and(|whole| {
                 self.arrived[input.index()] || whole.inputs.iter().any(|&part| concat(part).is_some())

@@ -80,6 +80,8 @@ pub(super) struct Author<'a> {
     pub(super) isa: Isa,
     pub(super) outside: Outside,
     pub(super) sketch: Sketch,
+    /// The number of the unit that makes a value.
+    producers: Vec<Option<usize>>,
     /// Where every value lies.
     pub(super) values: Vec<Option<Place>>,
     /// The border that the image is packed with for the stem.
@@ -144,6 +146,7 @@ impl<'a> Author<'a> {
             isa,
             outside: Outside::new(program.wanted.len(), params, noisy.len()),
             sketch: Sketch::new(&buffers),
+            producers: program.producers(),
             values,
             border,
             needed,
@@ -412,6 +415,11 @@ impl<'a> Author<'a> {
         let kernel = elementwise::copy(map, map, self.isa);
         self.sketch.push(Draft::new(kernel, &[self.param(weight)], to));
         self.kept[weight.index()] = to;
+    }
+
+    /// The unit that makes `value`.
+    pub(super) fn producer(&self, value: NodeId) -> Option<&'a Unit> {
+        self.producers[value.index()].map(|unit| &self.program.units[unit]).filter(|unit| unit.output == value)
     }
 
     /// Whether a batch norm keeps the running statistics it has.

@@ -14,10 +14,6 @@ use crate::graph::{NodeId, Op};
 use crate::kernels::conv::grad;
 
 impl<'a> Author<'a> {
-    fn producer(&self, value: NodeId) -> Option<&'a Unit> {
-        self.program.units.iter().find(|unit| unit.output == value)
-    }
-
     /// Whether `unit` alone reads `value`, and that once.
     fn reads_alone(&self, unit: &Unit, value: NodeId) -> bool {
         let times = |unit: &Unit| unit.reads().filter(|&read| read == value).count();

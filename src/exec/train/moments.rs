@@ -52,7 +52,7 @@ impl Author<'_> {
     /// The maps that `value` consists of, in order: itself, or the parts of a concatenation that its producers wrote in place.
     fn joined(&self, value: NodeId, maps: &mut Vec<(NodeId, Place)>) {
         let whole = self.value(value);
-        let unit = self.program.units.iter().find(|unit| unit.output == value && matches!(unit.op, Op::Concat));
+        let unit = self.producer(value).filter(|unit| matches!(unit.op, Op::Concat));
         let parts = unit.map(|unit| parts(self.program, whole, &unit.inputs)).unwrap_or_default();
         if parts.is_empty() || parts.iter().any(|&(part, there)| self.value(part) != there) {
             return maps.push((value, whole));

@@ -28,7 +28,7 @@ pub(super) struct Absent {
 impl<'a> Author<'a> {
     /// The norm without a shortcut that makes `value`, if one does.
     pub(super) fn norm_of(&self, value: NodeId) -> Option<&'a Unit> {
-        let unit = self.program.units.iter().find(|unit| unit.output == value)?;
+        let unit = self.producer(value)?;
         (matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none()).then_some(unit)
     }
 

@@ -367,4 +367,17 @@ mod tests {
         // Several tiles of every image scale its weights.
         check([2, 60, 60], [100, 40], 5, true);
     }
+
+    #[test]
+    fn the_exact_precision_takes_plain_sums_behind_a_gate_too() {
+        let (window, maps) = (Window::square(1), [512, 128].map(|c| Map::dense([1, 24, 24, c])));
+        let placed = window.place([24; 2], "test").unwrap();
+        let [input, output] = maps;
+        let spec = ConvSpec { input, output, window, placed, groups: 1, epilogue: Epilogue::default() };
+        let weight = noise(512 * 128, 1);
+        let name = |precision| gated(spec, 512, &weight, None, precision, Isa::Scalar).name();
+        assert!(!name(Precision::Exact).contains("strassen"), "{}", name(Precision::Exact));
+        let fast = name(Precision::Fast);
+        assert_eq!(fast.contains("strassen"), crate::simd::adds_apart(), "{fast}");
+    }
 }
