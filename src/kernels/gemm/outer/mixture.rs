@@ -140,6 +140,7 @@ const fn rows(isa: Isa, vectors: usize, norm: bool) -> usize {
         (Isa::Avx512 | Isa::Amx | Isa::Neon, 4, true) => 4,
         (Isa::Avx512 | Isa::Amx | Isa::Neon, 3, true) => 7,
         (Isa::Avx2, 2, true) => 4,
+        (Isa::Avx2, 1, true) => 6,
         _ => max_rows(isa, vectors),
     }
 }
@@ -160,7 +161,7 @@ fn mixer<const JOIN: usize, const NORM: bool>(isa: Isa, vectors: usize) -> Mixer
             table! { Outers<Mixed<JOIN, NORM>>, size, simd::Avx512, 4: 4 6; 3: 7 9; 2: 12; 1: 8; }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => table! { Outers<Mixed<JOIN, NORM>>, size, simd::Avx2, 2: 4 6; 1: 8; },
+        Isa::Avx2 => table! { Outers<Mixed<JOIN, NORM>>, size, simd::Avx2, 2: 4 6; 1: 6 8; },
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => table! { Outers<Mixed<JOIN, NORM>>, size, simd::Neon, 4: 4 6; 3: 7 9; 2: 12; 1: 8; },
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]

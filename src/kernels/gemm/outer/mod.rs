@@ -317,3 +317,37 @@ impl Outer {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests {
+    use super::*;
+    use crate::simd::codegen;
+
+    #[test]
+    fn machine_code_of_outer_products_multiplies_in_registers_alone() {
+        let check = |micro: Micro, isa: Isa, products: usize, what: &str| {
+            let loops = codegen::loops(micro as *const ());
+            // Pixels of small tiles are written out several times.
+            let lanes = usize::from(isa.lanes() == 8);
+            assert!(loops.iter().any(|l| l.fma[lanes] > 0 && l.fma[lanes] % products == 0), "{what}: {loops:?}");
+            loops.iter().for_each(|l| l.assert_in_registers(what, 0));
+        };
+        for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
+            let outer = Outer::new(isa);
+            for (micros, vectors) in outer.micros.iter().zip(1..) {
+                for (&micro, rows) in micros.iter().zip(1..) {
+                    check(micro, isa, rows * vectors, &format!("{rows}×{vectors} {}", isa.name()));
+                }
+            }
+            for (mixers, kind) in outer.mixers.iter().zip(0..) {
+                // A norm multiplies every register that it reads: one, or two to be put together.
+                let normed = [0, 1, 0, 2, 0, 2][kind];
+                for (mixer, vectors) in mixers.iter().zip(1..) {
+                    let what = format!("mixing {}×{vectors}, kind {kind}, {}", mixer.rows, isa.name());
+                    check(mixer.micro, isa, (mixer.rows + normed) * vectors, &what);
+                }
+            }
+        }
+    }
+}
