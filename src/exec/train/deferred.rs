@@ -69,7 +69,7 @@ impl Author<'_> {
         let Some(x) = self.deferred[unit.output.index()].take() else { return };
         let place = self.arrival(unit.output);
         if matches!(unit.op, Op::Concat) {
-            let parts: Vec<_> = parts(self.program, place, &unit.inputs);
+            let parts = parts(self.program, place, &unit.inputs);
             let in_place = |&(value, there): &(NodeId, Place)| {
                 self.gradients[value.index()] == Some(there)
                     && self.needed[value.index()]

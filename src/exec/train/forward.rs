@@ -106,7 +106,8 @@ pub(super) struct Author<'a> {
     /// The means and, a pixel stride further on, the variances of the channels of a buffer, and which values' are known.
     pub(super) measured: Vec<(usize, At)>,
     pub(super) is_measured: Vec<bool>,
-    /// What norms have left undone in gradients, by buffer, and the values whose gradients lack it, with where these lie.
+    /// What norms have left undone in gradients, by their buffer, and, of values whose gradients lack it, where the values
+    /// themselves lie.
     pub(super) undone: Vec<(usize, At)>,
     pub(super) deferred: Vec<Option<Place>>,
     /// The remembered taps of a max-pool, by its output.

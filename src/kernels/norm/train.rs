@@ -18,11 +18,11 @@ mod back;
 mod gate;
 #[cfg(test)]
 mod tests;
+mod totals;
 
-pub use back::{
-    Backward, Chain, Statistic, Sums, Through, backward, backward_statistics, chain, deferred_statistics, total,
-};
+pub use back::{Backward, Chain, Sums, Through, backward, chain};
 pub use gate::Gate;
+pub use totals::{Statistic, backward_statistics, deferred_statistics, total};
 
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};

@@ -1,0 +1,152 @@
+//! Between the passes backward: sums over all blocks, and the coefficients that follow from them.
+
+use super::{CHANNELS, DEVIATION, MEAN, SCALE, blocks};
+use crate::kernels::light::{Light, Tiled};
+use crate::kernels::{Io, Kernel, Map, Store};
+use crate::simd::{Isa, Simd};
+use std::ops::Range;
+
+/// Adds up the first row of the partial sums of all blocks of `map`: the gradient of a bias. Input: sums of `rows` rows.
+/// Output: one float per channel.
+pub fn total(map: Map, isa: Isa) -> impl Kernel {
+    Light { isa, kernel: Total { channels: map.c, blocks: blocks(map).tiles() } }
+}
+
+struct Total {
+    channels: usize,
+    blocks: usize,
+}
+
+/// The totals of row `row` of `rows` over all blocks, for the channels `range`.
+///
+/// # Safety
+/// `partial` holds `rows` rows of `channels` floats for every block.
+#[inline(always)]
+unsafe fn totals(
+    partial: *const f32,
+    [blocks, rows, row]: [usize; 3],
+    channels: usize,
+    range: Range<usize>,
+) -> [f64; CHANNELS] {
+    let mut sums = [0.0f64; CHANNELS];
+    for block in 0..blocks {
+        // SAFETY: passed on.
+        let values = unsafe {
+            std::slice::from_raw_parts(partial.add((block * rows + row) * channels + range.start), range.len())
+        };
+        sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += f64::from(v));
+    }
+    sums
+}
+
+impl Tiled for Total {
+    fn name(&self) -> String {
+        "total".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.channels.div_ceil(CHANNELS)
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let range = tile * CHANNELS..self.channels.min((tile + 1) * CHANNELS);
+        // SAFETY: one row for every block; the output has a float per channel.
+        unsafe {
+            let sums = totals(io.inputs[0], [self.blocks, 1, 0], self.channels, range.clone());
+            range.zip(sums).for_each(|(c, sum)| *io.output.add(c) = sum as f32);
+        }
+    }
+}
+
+/// Which statistics a norm used on the way forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistic {
+    /// Those of the batch: the gradient flows through them too.
+    Batch,
+    /// The running ones: constants.
+    Running,
+}
+
+/// Unites the sums of [`chain`](super::chain). Inputs: the partial sums ([`Sums::Norm`](super::Sums::Norm)), the table of [`statistics`](super::statistics). Output: the
+/// table of [`backward`](super::backward) ([`BACKWARD_ROWS`](super::BACKWARD_ROWS) rows). `also`: the gradients of γ and β, or null.
+pub fn backward_statistics(map: Map, statistic: Statistic, isa: Isa) -> impl Kernel {
+    let to = Coefficients::Own;
+    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles(), to } }
+}
+
+/// As [`backward_statistics`] for a [`scaled`](super::Chain::scaled) chain: what is left for the gradient of the norm's input,
+/// `b·(x − mean) + c`, in the form of a table of [`backward`](super::backward) whose `a` is 1 and whose rows are `ld` apart. It is set, or added
+/// to what norms of the same map have left before.
+pub fn deferred_statistics(map: Map, statistic: Statistic, (ld, store): (usize, Store), isa: Isa) -> impl Kernel {
+    let to = Coefficients::Deferred(ld, store);
+    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles(), to } }
+}
+
+/// Where the coefficients go.
+#[derive(Clone, Copy)]
+enum Coefficients {
+    /// To a table of the norm's own.
+    Own,
+    /// To one that norms of the same map share, with rows so far apart.
+    Deferred(usize, Store),
+}
+
+struct BackwardStatistics {
+    map: Map,
+    statistic: Statistic,
+    blocks: usize,
+    to: Coefficients,
+}
+
+impl Tiled for BackwardStatistics {
+    fn name(&self) -> String {
+        match self.to {
+            Coefficients::Own => "backward_statistics".to_owned(),
+            Coefficients::Deferred(..) => "deferred_statistics".to_owned(),
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.map.c.div_ceil(CHANNELS)
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let channels = self.map.c;
+        let range = tile * CHANNELS..channels.min((tile + 1) * CHANNELS);
+        // SAFETY: two rows for every block, tables of one float per channel and row; the gradients have one per channel.
+        unsafe {
+            let sums = totals(io.inputs[0], [self.blocks, 2, 0], channels, range.clone());
+            let products = totals(io.inputs[0], [self.blocks, 2, 1], channels, range.clone());
+            for (i, c) in range.enumerate() {
+                let table = |row: usize| f64::from(*io.inputs[1].add(row * channels + c));
+                let (mean, deviation, scale) = (table(MEAN), table(DEVIATION), table(SCALE));
+                let aligned = products[i] * deviation;
+                let share = match self.statistic {
+                    Statistic::Batch => 1.0 / self.map.pixels() as f64,
+                    Statistic::Running => 0.0,
+                };
+                let [slope, summand] = [-scale * deviation * aligned * share, -scale * sums[i] * share];
+                let (apart, rows) = match self.to {
+                    Coefficients::Own => (channels, [scale, slope, summand, mean]),
+                    Coefficients::Deferred(ld, Store::Set) => (ld, [1.0, slope, summand, mean]),
+                    Coefficients::Deferred(ld, Store::Add) => {
+                        let before = |row: usize| f64::from(*io.output.add(row * ld + c));
+                        // Running statistics have another mean, but no slope.
+                        let mean = if self.statistic == Statistic::Batch { mean } else { before(3) };
+                        (ld, [1.0, before(1) + slope, before(2) + summand, mean])
+                    }
+                };
+                for (row, value) in rows.into_iter().enumerate() {
+                    *io.output.add(row * apart + c) = value as f32;
+                }
+                for (gradient, value) in io.also.into_iter().zip([aligned, sums[i]]) {
+                    if !gradient.is_null() {
+                        *gradient.add(c) = value as f32;
+                    }
+                }
+            }
+        }
+    }
+}
