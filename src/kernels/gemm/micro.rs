@@ -55,10 +55,10 @@ pub(super) struct Tile {
 /// A microkernel.
 pub(super) type Micro = unsafe fn(&Tile);
 
-/// The routine for one tile size.
-struct Kernel<const MR: usize, const NRV: usize>;
+/// The routine for one tile size; `HALF` of the last register is enough.
+struct Kernel<const MR: usize, const NRV: usize, const HALF: bool>;
 
-impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
+impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR, NRV, HALF> {
     type Args = Tile;
 
     #[inline(always)]
@@ -86,13 +86,13 @@ impl<const MR: usize, const NRV: usize> Routine for Kernel<MR, NRV> {
                         due -= PARTS;
                     }
                     for step in 0..4 {
-                        accumulate::<S, MR, NRV>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
+                        accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
                     }
                     k += 4;
                     b = b.add(4 * NRV * S::LANES);
                 }
                 while k < t.k {
-                    accumulate::<S, MR, NRV>(&mut acc, &a, k, b);
+                    accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k, b);
                     k += 1;
                     b = b.add(NRV * S::LANES);
                 }
@@ -131,7 +131,7 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
 
 /// One step of k: `acc[m][v] += a[m][k] · b[v]`.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
+unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: bool>(
     acc: &mut [[S::V; NRV]; MR],
     a: &[*const f32; MR],
     k: usize,
@@ -150,7 +150,8 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize>(
         for m in 0..MR {
             let x = S::splat(*a[m].add(k));
             for v in 0..NRV {
-                acc[m][v] = S::fma(x, w[v], acc[m][v]);
+                let low = HALF && v + 1 == NRV;
+                acc[m][v] = if low { S::fma_low(x, w[v], acc[m][v]) } else { S::fma(x, w[v], acc[m][v]) };
             }
         }
     }
@@ -260,12 +261,29 @@ struct Products;
 
 impl Tiles for Products {
     type Args = Tile;
-    type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV>;
+    type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV, false>;
 }
 
-/// The microkernel for `rows × vectors`, within the limits above.
-pub(super) fn micro(isa: Isa, rows: usize, vectors: usize) -> Micro {
-    routine::<Products>(isa, rows, vectors)
+/// Those that compute half of the last register.
+struct Halved;
+
+impl Tiles for Halved {
+    type Args = Tile;
+    type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV, true>;
+}
+
+/// The microkernel for `rows × vectors`, within the limits above, of which the last has so many lanes.
+pub(super) fn micro(isa: Isa, rows: usize, vectors: usize, last_lanes: usize) -> Micro {
+    if 2 * last_lanes <= isa.lanes() && has_halves(isa) {
+        routine::<Halved>(isa, rows, vectors)
+    } else {
+        routine::<Products>(isa, rows, vectors)
+    }
+}
+
+/// Whether half of a register can be computed at less cost.
+const fn has_halves(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512 | Isa::Amx)
 }
 
 /// A routine of a family, of those that a table lists.

@@ -124,6 +124,8 @@ pub struct Gemm {
     activate: unsafe fn(Activate),
     /// Microkernels by registers and rows, both counted from one.
     micros: Vec<Vec<Micro>>,
+    /// Those of the last panel.
+    last: Vec<Micro>,
     /// The tile for [`run_each`](Gemm::run_each), if it is narrow enough.
     narrow: Option<unsafe fn(&narrow::Tile)>,
     /// Whether it is laid out for the matrix unit.
@@ -137,15 +139,19 @@ impl Gemm {
         let isa = isa.vectors();
         let panels = cut_panels(extent, isa);
         let widest = panels[0].vectors;
-        let micros = (1..=widest)
-            .map(|vectors| (1..=micro::max_rows(isa, vectors)).map(|m| micro::micro(isa, m, vectors)).collect())
-            .collect();
+        let micros = |vectors, last_lanes| {
+            let rows = 1..=micro::max_rows(isa, vectors);
+            rows.map(|m| micro::micro(isa, m, vectors, last_lanes)).collect::<Vec<_>>()
+        };
+        let Panel { len, vectors, .. } = panels[panels.len() - 1];
+        let last = micros(vectors, len - (vectors - 1) * isa.lanes());
+        let micros = (1..=widest).map(|vectors| micros(vectors, isa.lanes())).collect();
         let pieces = cut_pieces(extent, widest * isa.lanes());
         let each = cut_each(extent.k, 4 * widest * isa.lanes(), simd::first_cache());
         let activate = isa.entry::<Activate>();
         let fits = extent.k == narrow::SIDE && extent.n <= narrow::SIDE;
         let narrow = narrow::routine(isa).filter(|_| fits);
-        Gemm { isa, extent, panels, pieces, each, activation, activate, micros, narrow, split: false }
+        Gemm { isa, extent, panels, pieces, each, activation, activate, micros, last, narrow, split: false }
     }
 
     /// The layout of a product on the matrix unit ([`Isa::Amx`]). [`run_each`](Self::run_each) cannot use it.
@@ -245,6 +251,11 @@ impl Gemm {
         format!("{}x{vectors}", micro::max_rows(self.isa, vectors))
     }
 
+    /// The microkernels of a panel, by rows.
+    fn micros(&self, panel: usize) -> &[Micro] {
+        if panel + 1 == self.panels.len() { &self.last } else { &self.micros[self.panels[panel].vectors - 1] }
+    }
+
     /// Computes `m` rows of the columns of `panels`.
     ///
     /// # Safety
@@ -272,9 +283,10 @@ impl Gemm {
         // With a row or two all of it streams, and the hardware's own prefetching is best left alone.
         let streamed = m > 2 && self.packed_bytes() > STREAMED_BYTES;
         let bias_at = self.bias_at();
-        for (nth, panel) in self.panels[panels].iter().enumerate() {
+        for (nth, at) in panels.enumerate() {
+            let panel = &self.panels[at];
             let width = panel.vectors * lanes;
-            let micros = &self.micros[panel.vectors - 1];
+            let micros = self.micros(at);
             for (i, piece) in self.pieces.iter().enumerate() {
                 let (first, last) = (i == 0, i + 1 == self.pieces.len());
                 let weights = if streamed { piece.taps.len() * piece.k.len() * width } else { 0 };
@@ -342,7 +354,7 @@ impl Gemm {
             return;
         }
         let zero = [0.0; ZEROS];
-        let micros = &self.micros[vectors - 1];
+        let micros = self.micros(panel);
         for tap in 0..taps {
             for piece in &self.each {
                 let k_len = piece.len();

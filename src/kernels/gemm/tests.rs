@@ -64,7 +64,7 @@ fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
         for vectors in 1..=micro::max_vectors(isa) {
             for rows in 1..=micro::max_rows(isa, vectors) {
                 let what = format!("{rows}×{vectors} {}", isa.name());
-                let loops = codegen::loops(micro::micro(isa, rows, vectors) as *const ());
+                let loops = codegen::loops(micro::micro(isa, rows, vectors, isa.lanes()) as *const ());
                 // Four steps of k are written out; what remains of k has a loop of its own.
                 let main = codegen::with_products(&loops, isa, 4 * rows * vectors, &what);
                 assert!(main.moves == 0 || codegen::arithmetic_is_checked(), "{what}: {main:?}");

@@ -48,8 +48,9 @@ use crate::tensor::AlignedBuf;
 const PRODUCTS: usize = 7;
 /// Those whose left side is a half pixel as it lies in the input: the first half of `a` and the second of `b`.
 const AS_IT_LIES: [usize; 2] = [2, 3];
-/// Halves of the channels are whole registers of any instruction set.
-const CHANNELS: usize = 32;
+/// Halves of the input channels are whole registers of any instruction set; those of the output channels end with a half of
+/// the widest.
+const CHANNELS: [usize; 2] = [32, 16];
 
 /// What is done to the input on its way: `x' = activation(scale · x + shift)` per channel.
 #[derive(Debug, Clone)]
@@ -62,14 +63,14 @@ pub struct Prologue {
     pub activation: Option<Activation>,
 }
 
-/// Whether [`strassen`] can compute this convolution: 1×1, one group, whole registers in each half of the channels, and
-/// an activation that is a clamp.
+/// Whether [`strassen`] can compute this convolution: 1×1, one group, whole registers in each half of the channels, but for
+/// half of one behind the output's, and an activation that is a clamp.
 pub(super) fn applicable(spec: &ConvSpec) -> bool {
     spec.groups == 1
         && spec.window.kernel == [1, 1]
         && spec.placed.before == [0, 0]
-        && spec.input.c.is_multiple_of(CHANNELS)
-        && spec.output.c.is_multiple_of(CHANNELS)
+        && spec.input.c.is_multiple_of(CHANNELS[0])
+        && spec.output.c.is_multiple_of(CHANNELS[1])
         && spec.epilogue.activation.is_none_or(is_clamp)
 }
 

@@ -132,7 +132,7 @@ fn sizes_channels_strides_and_gaps_of_every_kind() {
             check(Case { batch, size, stride, gap, channels: [32, 64], ..BASE });
         }
     }
-    for channels in [[32, 32], [96, 128], [64, 288], [416, 64], [1024, 96]] {
+    for channels in [[32, 32], [96, 128], [64, 288], [416, 64], [1024, 96], [32, 16], [96, 48], [64, 272]] {
         check(Case { channels, gap: 3, batch: 2, size: [3, 7], ..BASE });
     }
 }

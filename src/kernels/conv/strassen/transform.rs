@@ -117,41 +117,66 @@ impl Task for Join<'_> {
 impl Join<'_> {
     #[inline(always)]
     unsafe fn join<S: Simd, const RESIDUAL: bool>(&self, ld_residual: usize) {
-        let (of, first) = (self.of, self.pairs.start);
-        let (ld, half) = (of.spec.output.ld, of.spec.output.c / 2);
-        // SAFETY: the columns are whole registers of channels of the output, and of the residual, which has the same
-        // pixels; M has the panel's columns for every pair and product.
+        let (of, columns) = (self.of, self.columns.len());
+        // SAFETY: M has the panel's columns for every pair and product.
+        unsafe {
+            let rest = S::mask(columns % S::LANES);
+            for pair in self.pairs.clone() {
+                let pixels = of.pixels(pair);
+                // Where the next pairs will be stored: a store that waits for its line holds up everything behind it.
+                let later = (pixels.0 + 2 * AHEAD) * of.spec.output.ld;
+                let later = self.io.output.wrapping_add(later).cast_const();
+                let m = self.m.add((pair - self.pairs.start) * of.ld_m);
+                let mut n = 0;
+                while n + S::LANES <= columns {
+                    self.register::<S, RESIDUAL, false>(pixels, n, m, later, ld_residual, rest);
+                    n += S::LANES;
+                }
+                if n < columns {
+                    self.register::<S, RESIDUAL, true>(pixels, n, m, later, ld_residual, rest);
+                }
+            }
+        }
+    }
+
+    /// The register of columns from `n` on of both halves, or its first lanes, of two pixels whose products lie at `m`.
+    #[inline(always)]
+    unsafe fn register<S: Simd, const RESIDUAL: bool, const PARTIAL: bool>(
+        &self,
+        (a, b): (usize, Option<usize>),
+        n: usize,
+        m: *const f32,
+        later: *const f32,
+        ld_residual: usize,
+        rest: S::M,
+    ) {
+        let of = self.of;
+        let (ld, half, channel) = (of.spec.output.ld, of.spec.output.c / 2, self.columns.start + n);
+        // SAFETY: the columns are channels of the output, and of the residual, which has the same pixels; M has whole
+        // registers.
         unsafe {
             let (least, most) = (S::splat(of.range[0]), S::splat(of.range[1]));
             let store = |pixel: usize, channel: usize, sum: S::V| {
-                let mut y = S::add(sum, S::load(of.bias.as_ptr().add(channel)));
+                let bias = of.bias.as_ptr().add(channel);
+                let mut y = S::add(sum, if PARTIAL { S::load_masked(bias, rest) } else { S::load(bias) });
                 if RESIDUAL {
-                    y = S::add(y, S::load(self.io.inputs[1].add(pixel * ld_residual + channel)));
+                    let add = self.io.inputs[1].add(pixel * ld_residual + channel);
+                    y = S::add(y, if PARTIAL { S::load_masked(add, rest) } else { S::load(add) });
                 }
                 // A NaN survives both.
-                S::store(self.io.output.add(pixel * ld + channel), S::min(most, S::max(least, y)));
+                let (y, to) = (S::min(most, S::max(least, y)), self.io.output.add(pixel * ld + channel));
+                if PARTIAL { S::store_masked(to, y, rest) } else { S::store(to, y) }
             };
-            for pair in self.pairs.clone() {
-                let (a, b) = of.pixels(pair);
-                // Where the next pairs will be stored: a store that waits for its line holds up everything behind it.
-                let later = self.io.output.wrapping_add((a + 2 * AHEAD) * ld).cast_const();
-                let m = self.m.add((pair - first) * of.ld_m);
-                let mut n = 0;
-                while n < self.columns.len() {
-                    let product = |i: usize| S::load(m.add(i * of.stride_m + n));
-                    let (m0, m1, m2, m3, m4) = (product(0), product(1), product(2), product(3), product(4));
-                    let channel = self.columns.start + n;
-                    for at in [channel, half + channel, ld + channel, ld + half + channel] {
-                        S::prefetch_far(later.wrapping_add(at));
-                    }
-                    store(a, channel, S::add(S::add(m0, m3), S::sub(product(6), m4)));
-                    store(a, half + channel, S::add(m2, m4));
-                    if let Some(b) = b {
-                        store(b, channel, S::add(m1, m3));
-                        store(b, half + channel, S::add(S::sub(m0, m1), S::add(m2, product(5))));
-                    }
-                    n += S::LANES;
-                }
+            let product = |i: usize| S::load(m.add(i * of.stride_m + n));
+            let (m0, m1, m2, m3, m4) = (product(0), product(1), product(2), product(3), product(4));
+            for at in [channel, half + channel, ld + channel, ld + half + channel] {
+                S::prefetch_far(later.wrapping_add(at));
+            }
+            store(a, channel, S::add(S::add(m0, m3), S::sub(product(6), m4)));
+            store(a, half + channel, S::add(m2, m4));
+            if let Some(b) = b {
+                store(b, channel, S::add(m1, m3));
+                store(b, half + channel, S::add(S::sub(m0, m1), S::add(m2, product(5))));
             }
         }
     }
