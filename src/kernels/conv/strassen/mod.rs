@@ -86,7 +86,7 @@ pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
     applicable(spec)
         && match input {
             Input::Ready => adds_apart() && pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
-            Input::Gated => adds_apart() && pixels >= 144 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
+            Input::Gated => adds_apart() && pixels >= 144 && inputs >= 256 && outputs >= 112 && inputs >= 2 * outputs,
             Input::Raw => pixels >= 40 && inputs >= 96 && outputs >= 64,
         }
 }
