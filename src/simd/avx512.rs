@@ -130,10 +130,10 @@ impl Simd for Avx512 {
 
     /// Cores that compute on 512 bits in two goes need one for half of them.
     #[inline(always)]
-    unsafe fn fma_low(a: __m512, b: __m512, c: __m512) -> __m512 {
+    unsafe fn fma_low(a: f32, b: __m512, c: __m512) -> __m512 {
         unsafe {
-            let [a, b, c] = [a, b, c].map(|v| _mm512_castps512_ps256(v));
-            _mm512_zextps256_ps512(_mm256_fmadd_ps(a, b, c))
+            let [b, c] = [b, c].map(|v| _mm512_castps512_ps256(v));
+            _mm512_zextps256_ps512(_mm256_fmadd_ps(_mm256_set1_ps(a), b, c))
         }
     }
 

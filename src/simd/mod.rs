@@ -130,11 +130,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a · b + c`, rounded once where the hardware can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// As [`fma`](Self::fma) in the lower half of the lanes, at half the cost where the CPU can; the upper half holds anything.
+    /// `a · b + c` in the lower half of the lanes, at half the cost where the CPU can; the upper half holds anything.
     #[inline(always)]
-    unsafe fn fma_low(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+    unsafe fn fma_low(a: f32, b: Self::V, c: Self::V) -> Self::V {
         // SAFETY: passed on.
-        unsafe { Self::fma(a, b, c) }
+        unsafe { Self::fma(Self::splat(a), b, c) }
     }
     /// `√v`.
     unsafe fn sqrt(v: Self::V) -> Self::V;

@@ -37,6 +37,8 @@ pub(super) struct Tile {
     pub(super) taps: usize,
     /// Floats read behind every pointer.
     pub(super) k: usize,
+    /// Zero, which the compiler cannot know: what is read again with it on the way, it does not keep in a register.
+    pub(super) again: usize,
     /// `[taps · k][NRV · LANES]` weights, 64-byte aligned.
     pub(super) b: *const f32,
     pub(super) c: *mut f32,
@@ -86,13 +88,13 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
                         due -= PARTS;
                     }
                     for step in 0..4 {
-                        accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES));
+                        accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES), t.again);
                     }
                     k += 4;
                     b = b.add(4 * NRV * S::LANES);
                 }
                 while k < t.k {
-                    accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k, b);
+                    accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k, b, t.again);
                     k += 1;
                     b = b.add(NRV * S::LANES);
                 }
@@ -136,6 +138,7 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: boo
     a: &[*const f32; MR],
     k: usize,
     b: *const f32,
+    again: usize,
 ) {
     // SAFETY: as in `Kernel::run`.
     unsafe {
@@ -150,8 +153,11 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: boo
         for m in 0..MR {
             let x = S::splat(*a[m].add(k));
             for v in 0..NRV {
-                let low = HALF && v + 1 == NRV;
-                acc[m][v] = if low { S::fma_low(x, w[v], acc[m][v]) } else { S::fma(x, w[v], acc[m][v]) };
+                if HALF && v + 1 == NRV {
+                    acc[m][v] = S::fma_low(*a[m].add(again + k), w[v], acc[m][v]);
+                } else {
+                    acc[m][v] = S::fma(x, w[v], acc[m][v]);
+                }
             }
         }
     }
