@@ -37,7 +37,7 @@ pub(super) struct Tile {
     pub(super) taps: usize,
     /// Floats read behind every pointer.
     pub(super) k: usize,
-    /// Zero, which the compiler cannot know: what is read again with it on the way, it does not keep in a register.
+    /// Zero, which the compiler cannot know: see where it is used.
     pub(super) again: usize,
     /// `[taps · k][NRV · LANES]` weights, 64-byte aligned.
     pub(super) b: *const f32,
@@ -118,16 +118,23 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
         let mut column = (tap * t.k.div_ceil(16) + k / 16) * t.columns;
         let end = NRV.min(column + t.columns);
         while column < end {
-            for m in 0..MR {
-                S::prefetch(t.below[0].wrapping_add(m * t.ldc + column * S::LANES));
-            }
+            fetch_column::<S>(t.below[0].wrapping_add(column * S::LANES), t.ldc, MR + t.again);
             if !t.below[1].is_null() {
-                for m in 0..MR {
-                    S::prefetch(t.below[1].wrapping_add(m * t.ld_residual + column * S::LANES));
-                }
+                fetch_column::<S>(t.below[1].wrapping_add(column * S::LANES), t.ld_residual, MR + t.again);
             }
             column += 1;
         }
+    }
+}
+
+/// Fetches a register of every row. The compiler must not know how many rows there are: it would unroll the loop and compute the
+/// address of each before the first product.
+#[inline(always)]
+unsafe fn fetch_column<S: Simd>(mut at: *const f32, ld: usize, rows: usize) {
+    for _ in 0..rows {
+        // SAFETY: as in `Kernel::run`.
+        unsafe { S::prefetch(at) };
+        at = at.wrapping_add(ld);
     }
 }
 
