@@ -12,6 +12,9 @@
 //! multiplications; at least eight accumulators hide the latency of each. Activations are read where they lie, through
 //! one pointer per pixel and tap: nothing is copied. `MR·NRV + NRV + 1` registers are live; one more and the compiler
 //! spills (7×4 does on AVX-512), hence the limits in [`max_rows`].
+//!
+//! Where the last register has no more columns than half of its lanes (24 output channels are one and a half), only that half
+//! is multiplied: cores that compute on wide registers in two goes do it in one. Sums are the same.
 
 #![allow(clippy::needless_range_loop, reason = "register tiles are indexed by pixel and vector")]
 
@@ -57,7 +60,7 @@ pub(super) struct Tile {
 /// A microkernel.
 pub(super) type Micro = unsafe fn(&Tile);
 
-/// The routine for one tile size; `HALF` of the last register is enough.
+/// The routine for one tile size. If `HALF`, the lower half of the last register is enough.
 struct Kernel<const MR: usize, const NRV: usize, const HALF: bool>;
 
 impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR, NRV, HALF> {
@@ -285,7 +288,7 @@ impl Tiles for Halved {
     type Of<const MR: usize, const NRV: usize> = Kernel<MR, NRV, true>;
 }
 
-/// The microkernel for `rows × vectors`, within the limits above, of which the last has so many lanes.
+/// The microkernel for `rows × vectors`, within the limits above, where the last register has so many columns.
 pub(super) fn micro(isa: Isa, rows: usize, vectors: usize, last_lanes: usize) -> Micro {
     if 2 * last_lanes <= isa.lanes() && has_halves(isa) {
         routine::<Halved>(isa, rows, vectors)
@@ -294,7 +297,7 @@ pub(super) fn micro(isa: Isa, rows: usize, vectors: usize, last_lanes: usize) ->
     }
 }
 
-/// Whether half of a register can be computed at less cost.
+/// Whether there are microkernels that compute half of the last register.
 const fn has_halves(isa: Isa) -> bool {
     matches!(isa, Isa::Avx512 | Isa::Amx)
 }

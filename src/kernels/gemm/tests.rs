@@ -69,6 +69,14 @@ fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
                 let main = codegen::with_products(&loops, isa, 4 * rows * vectors, &what);
                 assert!(main.moves == 0 || codegen::arithmetic_is_checked(), "{what}: {main:?}");
                 loops.iter().for_each(|l| l.assert_in_registers(&what, 0));
+                if isa.lanes() < 16 {
+                    continue;
+                }
+                let (what, fma) = (format!("{what}, half of the last"), [4 * rows * (vectors - 1), 4 * rows]);
+                let loops = codegen::loops(micro::micro(isa, rows, vectors, 8) as *const ());
+                let found = loops.iter().any(|l| l.fma == fma) || codegen::arithmetic_is_checked();
+                assert!(found, "{what}: no loop has {fma:?} multiply-adds: {loops:?}");
+                loops.iter().for_each(|l| l.assert_in_registers(&what, 0));
             }
         }
     }

@@ -79,13 +79,17 @@ pub(super) fn applicable(spec: &ConvSpec) -> bool {
 /// Of every hundred multiplications it saves twelve; in the time of one register of products, six cycles of loading,
 /// adding and storing for every register of output are lost, and some for every register of input. What is left pays for
 /// weights that are 7/4 as large only where many pixels share them, or where a norm would have to pass over the input. A
-/// gate's scaling, which the plain product copies pixels for, comes free: fewer of them suffice.
+/// gate's scaling, which the plain product copies pixels for, comes free: fewer of them suffice, and halves of the output that
+/// end with half of a register.
 pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
     let pixels = spec.output.h * spec.output.w;
+    let whole = outputs.is_multiple_of(32);
     applicable(spec)
         && match input {
-            Input::Ready => adds_apart() && pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs,
+            Input::Ready => {
+                whole && adds_apart() && pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs
+            }
             Input::Gated => adds_apart() && pixels >= 144 && inputs >= 256 && outputs >= 112 && inputs >= 2 * outputs,
             Input::Raw => pixels >= 40 && inputs >= 96 && outputs >= 64,
         }

@@ -205,7 +205,7 @@ fn bits_do_not_depend_on_the_batch_and_images_do_not_reach_each_other() {
 
 #[test]
 fn the_cost_model_wants_depth_width_and_pixels() {
-    use Input::{Raw, Ready};
+    use Input::{Gated, Raw, Ready};
     for (channels, size, input, wanted) in [
         ([1024, 256], 14, Ready, true),
         ([256, 128], 56, Ready, true),
@@ -218,6 +218,9 @@ fn the_cost_model_wants_depth_width_and_pixels() {
         ([256, 32], 28, Raw, false),
         ([1024, 256], 1, Raw, false),
         ([1000, 250], 14, Ready, false),
+        ([512, 144], 14, Ready, false),
+        ([1632, 272], 12, Gated, true),
+        ([480, 80], 14, Gated, false),
     ] {
         let spec = spec(Case { channels, size: [size; 2], ..BASE });
         let wanted = wanted && (input == Raw || adds_apart());
