@@ -161,10 +161,8 @@ fn weight_gradients_agree_with_the_oracle() {
         let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
         for &isa in Isa::available() {
             let mut gradients = vec![weight::weight_gradient(spec, Precision::Exact, isa)];
-            if Form::F4.applies(&spec) {
-                let ready = |form| winograd::grad::weight_gradient(spec, form, Source::Ready, isa);
-                gradients.extend([Form::F2, Form::F4].map(ready));
-            }
+            let forms = [Form::F2, Form::F4, Form::F2Strided].into_iter().filter(|form| form.applies(&spec));
+            gradients.extend(forms.map(|form| winograd::grad::weight_gradient(spec, form, Source::Ready, isa)));
             for gradient in gradients {
                 check_weights(&gradient, &[&x, &dy], &expected, &format!("{} of {case:?}", gradient.kernel.name()));
             }
@@ -254,7 +252,7 @@ fn winograds_transforms_apply_the_norm_before_them_and_leave_the_padding_zero() 
                 let inputs = [x.as_ptr(), std::ptr::null(), table.as_ptr()];
                 run(&forward, &inputs, &packed, found.as_mut_ptr());
                 assert_near(&found, &spread(&narrow(&expected), spec.output), 4e-6 * scale(&expected), &what);
-                if matches!(form, Form::F2 | Form::F4) {
+                if matches!(form, Form::F2 | Form::F4 | Form::F2Strided) {
                     let gradient = winograd::grad::weight_gradient(spec, form, Source::Norm(clamp), isa);
                     check_weights(&gradient, &[&x, &dy, &table], &to_weights, &what);
                 }

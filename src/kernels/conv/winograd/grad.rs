@@ -13,7 +13,7 @@
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
 use super::filters::{SIDE, gather};
-use super::points::{F2, F4, MOST_IN, Turned};
+use super::points::{F2, F2Strided, F4, MOST_IN, Turned};
 use super::transform::{Before, OnLoad, Squares, Turn};
 use super::{Form, LEAST_CHANNELS};
 use crate::kernels::conv::ConvSpec;
@@ -28,8 +28,8 @@ use std::ops::Range;
 
 /// The form that is faster than the plain sum, if one is; by shape alone.
 pub fn profitable(spec: &ConvSpec) -> Option<Form> {
-    let (channels, form) = (spec.input.c.min(spec.output.c), Form::F4);
-    if !form.applies(spec) || channels < LEAST_CHANNELS {
+    let form = [Form::F4, Form::F2Strided].into_iter().find(|form| form.applies(spec))?;
+    if spec.input.c.min(spec.output.c) < LEAST_CHANNELS {
         return None;
     }
     let squares = spec.output.n * form.across(spec).iter().product::<usize>();
@@ -37,12 +37,14 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
     (squares >= 32 && 4 * form.products() * squares < 3 * 9 * spec.output.pixels()).then_some(form)
 }
 
-/// The gradient of the weights of a convolution that [`winograd`](super::winograd) could compute in this form: F2 or F4.
+/// The gradient of the weights of a convolution that [`winograd`](super::winograd) could compute in this form: F2, F4 or
+/// F2Strided.
 pub fn weight_gradient(spec: ConvSpec, form: Form, source: Source, isa: Isa) -> WeightGradient {
     assert!(form.applies(&spec), "{form:?} of {spec:?}");
     match form {
         Form::F2 => build::<F2>(spec, form, source, isa),
         Form::F4 => build::<F4>(spec, form, source, isa),
+        Form::F2Strided => build::<F2Strided>(spec, form, source, isa),
         other => panic!("{other:?} has no way back to the weights"),
     }
 }

@@ -265,6 +265,14 @@ impl Turned for F2 {
     }
 }
 
+impl Turned for F2Strided {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { [y[0], S::add(y[0], y[1]), y[1], y[0], y[1], S::zero()] }
+    }
+}
+
 impl Turned for F4 {
     #[inline(always)]
     unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
