@@ -6,7 +6,7 @@ use common::recipe::{self, Knobs};
 use common::training::{keep_from_kinks, planned, values};
 use common::{golden_json, knobs};
 use convzoo::exec::{Recompute, TrainOptions, TrainPlan};
-use convzoo::{Model, Result, Tensor, models};
+use convzoo::{Error, Model, Result, Tensor, models, models::ModelConfig};
 
 /// One network of every family.
 const NETWORKS: [(&str, [usize; 4]); 12] = [
@@ -62,6 +62,28 @@ fn arena(name: &str, recompute: Recompute) -> Result<usize> {
     let model = Model::blank(&models::build(name, Some(10))?)?;
     let options = TrainOptions::new().threads(1).recompute(recompute);
     Ok(TrainPlan::new(model.graph(), model.params(), [16, 3, 224, 224], &options)?.arena_bytes())
+}
+
+/// What a plan keeps, and the kernels of its steps.
+fn explained(config: &ModelConfig, shape: [usize; 4], recompute: Recompute) -> Result<String> {
+    let model = Model::blank(config)?;
+    let options = TrainOptions::new().threads(1).recompute(recompute);
+    Ok(TrainPlan::new(model.graph(), model.params(), shape, &options)?.explain())
+}
+
+#[test]
+fn a_norm_computed_again_for_convolutions_alone_is_applied_by_them() -> Result<()> {
+    // The stem's norm is read by the first block's convolution and by its shortcut, which the way back does not read.
+    let config: ModelConfig = serde_json::from_str(include_str!("../examples/configs/resnet18_cifar.json"))
+        .map_err(|e| Error::invalid("resnet18_cifar", e.to_string()))?;
+    let steps = |text: &str, what: &str| {
+        text.lines().filter(|line| line.contains("layer1.0.conv1 ") && line.contains(what)).count()
+    };
+    let [kept, again] = [Recompute::Cheap, Recompute::Thorough].map(|r| explained(&config, [128, 3, 32, 32], r));
+    let (kept, again) = (kept?, again?);
+    assert_eq!(steps(&kept, "norm_winograd"), 0, "{kept}");
+    assert_eq!([steps(&again, " norm_winograd"), steps(&again, "gradient_norm_winograd")], [1, 1], "{again}");
+    Ok(())
 }
 
 #[test]

@@ -18,6 +18,7 @@ impl Author<'_> {
         }
         let program = self.program;
         let unit = self.producer(value).expect("a unit computed it");
+        self.leave_to_reader(unit)?;
         for read in unit.reads() {
             // Of a norm that is applied on the way, what it reads.
             let absent = self.norm_of(read).filter(|_| self.absent[read.index()]);

@@ -37,13 +37,27 @@ impl<'a> Author<'a> {
         let value = norm.output;
         let mut readers = self.program.units.iter().filter(|unit| unit.reads().any(|read| read == value));
         let (Some(reader), None) = (readers.next(), readers.next()) else { return Ok(false) };
-        let plain = matches!(reader.op, Op::Conv { bias: None, .. }) && self.norm_of(value).is_some();
-        if !plain || self.program.wanted.contains(&value) {
-            return Ok(false);
-        }
+        Ok(!self.program.wanted.contains(&value) && self.normalises(reader)?)
+    }
+
+    /// Whether a unit can apply the norm before it while it reads.
+    fn normalises(&self, reader: &Unit) -> Result<bool> {
+        let norm = reader.inputs.first().and_then(|&value| self.norm_of(value));
+        let (Some(norm), Op::Conv { bias: None, .. }) = (norm, &reader.op) else { return Ok(false) };
         let (spec, bordered) = self.spec(reader, self.value(norm.inputs[0]).map)?;
         let able = conv::learned_norm(spec, norm.activation, self.options.precision, self.isa).is_some();
         Ok(able && !bordered)
+    }
+
+    /// On the way back, if a convolution reads a norm's output that is not in memory any more, it applies the norm itself if it
+    /// can, whoever else has read that on the way there. Not with a 1×1 window, which it would compute in another form then.
+    pub(super) fn leave_to_reader(&mut self, unit: &Unit) -> Result<()> {
+        let Op::Conv { window, .. } = unit.op else { return Ok(()) };
+        let value = unit.inputs[0];
+        if self.again[value.index()] && !self.absent[value.index()] && window.kernel != [1, 1] {
+            self.absent[value.index()] = self.normalises(unit)?;
+        }
+        Ok(())
     }
 
     /// What to read in place of `value`, if it is the output of a norm and not in memory.
@@ -56,6 +70,7 @@ impl<'a> Author<'a> {
     /// Writes the gradient of a convolution's weights from the input of the norm before it, if what the norm made is not
     /// in memory and this is faster than making it again.
     pub(super) fn weight_gradient_on_load(&mut self, unit: &Unit, from: Place, to: At) -> Result<bool> {
+        self.leave_to_reader(unit)?;
         let Some(Absent { x, table, clamp }) = self.absent_norm(unit.inputs[0]) else { return Ok(false) };
         let (spec, bordered) = self.spec(unit, x.map)?;
         let spec = ConvSpec { output: from.map, epilogue: Default::default(), ..spec };
