@@ -10,7 +10,7 @@ pub mod depthwise;
 pub mod pointwise;
 pub mod weight;
 
-use super::{ConvSpec, Direction, Learned, Precision, learned, learned_mask};
+use super::{ConvSpec, Direction, Learned, Precision, learned, learned_mask, winograd};
 use crate::kernels::{Epilogue, Store};
 use crate::shape::{Padding, Placed, Window};
 use crate::simd::Isa;
@@ -23,7 +23,10 @@ pub fn input_gradient(spec: ConvSpec, store: Store, precision: Precision, isa: I
     match adjoint(spec, store) {
         Some(spec) => learned(spec, Direction::Backward, None, precision, isa),
         None if spec.groups == spec.input.c && spec.groups == spec.output.c => depthwise::data(spec, store, isa),
-        None => data::strided(spec, store, isa),
+        None => {
+            let form = || winograd::unstrided(spec, store, isa).filter(|_| precision == Precision::Fast);
+            form().unwrap_or_else(|| data::strided(spec, store, isa))
+        }
     }
 }
 

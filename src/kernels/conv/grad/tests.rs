@@ -13,7 +13,7 @@ use crate::kernels::{Epilogue, Io, Map, WEIGHTS};
 /// Images, size, channels in and out, groups, kernel, stride, padding, dilation.
 type Case = (usize, [usize; 2], [usize; 2], usize, usize, usize, usize, usize);
 
-const CASES: [Case; 21] = [
+const CASES: [Case; 24] = [
     (2, [5, 6], [3, 8], 1, 3, 1, 1, 1),
     (1, [7, 7], [20, 33], 1, 1, 1, 0, 1),
     (2, [9, 8], [16, 20], 1, 3, 1, 1, 1),   // Winograd
@@ -33,8 +33,11 @@ const CASES: [Case; 21] = [
     (1, [7, 8], [16, 32], 4, 3, 2, 1, 1),
     (1, [5, 4], [64, 32], 2, 3, 1, 1, 1),
     (3, [1, 1], [40, 21], 1, 1, 1, 0, 1),
-    (4, [20, 19], [10, 30], 1, 3, 1, 1, 1), // several slices and blocks of pixels
-    (1, [40, 41], [70, 130], 1, 3, 2, 1, 1),
+    (4, [20, 19], [10, 30], 1, 3, 1, 1, 1),  // several slices and blocks of pixels
+    (1, [40, 41], [70, 130], 1, 3, 2, 1, 1), // Winograd, as the next three
+    (2, [41, 44], [16, 17], 1, 3, 2, 1, 1),
+    (3, [4, 4], [33, 18], 1, 3, 2, 1, 1),
+    (1, [8, 12], [20, 48], 1, 3, 2, 1, 1),
 ];
 
 fn spec((n, size, [inputs, outputs], groups, kernel, stride, padding, dilation): Case) -> ConvSpec {
@@ -146,7 +149,8 @@ fn input_gradients_agree_with_the_oracle_and_add_to_what_is_there() {
             }
         }
     }
-    for form in ["masking", "pointwise", "winograd", "indirect", "im2col", "depthwise", "grouped", "input"] {
+    for form in ["masking", "pointwise", "winograd", "unstrided", "indirect", "im2col", "depthwise", "grouped", "input"]
+    {
         assert!(names.contains(form), "{form} in {names:?}");
     }
     assert!(winograd::Form::F4.applies(&spec(CASES[2])));

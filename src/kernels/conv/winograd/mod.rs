@@ -35,15 +35,16 @@ mod tests;
 mod transform;
 
 use self::filters::{SIDE, Spread};
-use self::points::{F2, F2Five, F2Strided, F3, F4, Points};
+use self::points::{F2, F2Five, F2Strided, F3, F4, Points, Unstrided};
 use self::transform::{After, Before, OnLoad, Squares};
 use super::ConvSpec;
 use super::grid::Grid;
-use super::weights::{Direction, Order, Packed, Packing, fill_bias, held};
+use super::weights::{self, Direction, Learned, Order, Packed, Packing, fill_bias, held};
 use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
 use crate::kernels::weights::whole;
-use crate::kernels::{Io, Kernel, Weights};
+use crate::kernels::{Epilogue, Io, Kernel, Store, Weights};
+use crate::shape::Placed;
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
@@ -61,9 +62,12 @@ pub enum Form {
     F2Five,
     /// F(2×2, 3×3) at stride 2: 2×2 outputs by 25 multiplications instead of 36; weights grow by 25/9.
     F2Strided,
+    /// The way back through that: 4×4 gradients of inputs by as many multiplications. No convolution; see [`unstrided`].
+    Unstrided,
 }
 
 impl Form {
+    /// Those of convolutions.
     pub(super) const ALL: [Form; 5] = [Form::F2, Form::F3, Form::F4, Form::F2Five, Form::F2Strided];
 
     /// Sides of a square of inputs and of outputs, taps and stride.
@@ -77,6 +81,7 @@ impl Form {
             Form::F4 => of::<F4>(),
             Form::F2Five => of::<F2Five>(),
             Form::F2Strided => of::<F2Strided>(),
+            Form::Unstrided => of::<Unstrided>(),
         }
     }
 
@@ -103,7 +108,7 @@ impl Form {
             Form::F3 => [70, 55],
             Form::F4 => [110, 90],
             Form::F2Five => [110, 50],
-            Form::F2Strided => [50, 40],
+            Form::F2Strided | Form::Unstrided => [50, 40],
         }
     }
 
@@ -180,6 +185,27 @@ pub fn winograd(spec: ConvSpec, form: Form, weight: &dyn Weights, bias: Option<&
     held(Box::new(Winograd::new(spec, form, isa)), weight, bias)
 }
 
+/// The gradient of the input of a convolution with stride 2, as [`input_gradient`](super::grad::input_gradient), where this
+/// form can compute it and is faster than the plain sums; by shape alone.
+pub(super) fn unstrided(spec: ConvSpec, store: Store, isa: Isa) -> Option<Learned> {
+    let form = Form::Unstrided;
+    let residual = (store == Store::Add).then_some(spec.input.ld);
+    let turned = ConvSpec {
+        input: spec.output,
+        output: spec.input,
+        placed: Placed { input: spec.placed.output, output: spec.placed.input, before: [0; 2] },
+        epilogue: Epilogue { activation: None, residual },
+        ..spec
+    };
+    let squares = spec.input.n * form.across(&turned).iter().product::<usize>();
+    let applies = Form::F2Strided.applies(&spec) && spec.placed.before == [1, 1] && fills_registers(&spec);
+    // A third more than the products, for the transforms.
+    let pays = 4 * form.products() * squares < 3 * spec.window.taps() * spec.output.pixels();
+    let weights = spec.output.c * spec.depth();
+    let learned = || weights::learned(Box::new(Winograd::new(turned, form, isa)), Direction::Backward, weights, None);
+    (applies && pays).then(learned)
+}
+
 /// A prepared convolution.
 pub(super) struct Winograd {
     spec: ConvSpec,
@@ -219,7 +245,7 @@ const MACS_PER_TILE: usize = 300_000;
 impl Winograd {
     /// See [`winograd`].
     pub(super) fn new(spec: ConvSpec, form: Form, isa: Isa) -> Self {
-        assert!(form.applies(&spec));
+        assert!(form == Form::Unstrided || form.applies(&spec));
         let (inputs, outputs, lanes) = (spec.input.c, spec.output.c, isa.lanes());
         let gemm = Gemm::new(Extent { taps: form.products(), k: inputs, n: outputs }, None, isa);
         let range = match spec.epilogue.activation {
@@ -356,6 +382,9 @@ impl WinogradPacking {
                 Form::F2Strided => {
                     isa.run(Spread::<F2Strided>::new(taps, order, [channels, first, count, width], values))
                 }
+                Form::Unstrided => {
+                    isa.run(Spread::<Unstrided>::new(taps, order, [channels, first, count, width], values))
+                }
             }
         }
     }
@@ -416,8 +445,9 @@ impl Kernel for Winograd {
         let m = self.form.outputs();
         let norm = if self.norm.is_some() { "norm_" } else { "" };
         let masks = if self.masks { "masking_" } else { "" };
+        let back = if self.form == Form::Unstrided { "unstrided_" } else { "" };
         format!(
-            "{norm}{masks}winograd_{m}x{m}_{}_{} {}",
+            "{norm}{masks}{back}winograd_{m}x{m}_{}_{} {}",
             self.spec.label(),
             self.gemm.tile_name(),
             self.gemm.isa().name()
@@ -446,6 +476,7 @@ impl Kernel for Winograd {
                 Form::F4 => self.tile::<F4>(tile, io, scratch),
                 Form::F2Five => self.tile::<F2Five>(tile, io, scratch),
                 Form::F2Strided => self.tile::<F2Strided>(tile, io, scratch),
+                Form::Unstrided => self.tile::<Unstrided>(tile, io, scratch),
             }
         }
     }

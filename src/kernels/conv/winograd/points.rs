@@ -26,6 +26,10 @@ pub(super) trait Points: Copy + Send + Sync + 'static {
     const TAPS: usize = 3;
     /// Inputs from output to output.
     const STRIDE: usize = 1;
+    /// Inputs from square to square.
+    const STEP: usize = Self::OUT * Self::STRIDE;
+    /// The first of the inputs that count.
+    const SEEN: usize = Self::IN;
     /// `G`, the transform of the taps.
     const G: [[f64; MOST_TAPS]; MOST_IN];
     /// Pairs of rows of `G`, from the second on, that differ in the sign of the odd taps: points ±x.
@@ -62,6 +66,11 @@ pub(super) struct F2Five;
 /// Stride 2: the even inputs meet two of the taps at the points 0, 1, ∞, the odd ones the third as they are.
 #[derive(Clone, Copy)]
 pub(super) struct F2Strided;
+
+/// The way back through stride 2 with one row of padding: of two outputs' worth of inputs, every other one is what a gradient
+/// and the middle tap make, those in between are convolutions with the outer two taps, reversed, at the points 0, 1, ∞.
+#[derive(Clone, Copy)]
+pub(super) struct Unstrided;
 
 const ROOT_HALF: f64 = std::f64::consts::FRAC_1_SQRT_2;
 const ROOT_TWO: f64 = std::f64::consts::SQRT_2;
@@ -254,6 +263,27 @@ impl Points for F2Strided {
             let none = S::zero();
             [S::add(m[0], S::add(m[1], m[3])), S::add(m[1], S::add(m[2], m[4])), none, none]
         }
+    }
+}
+
+impl Points for Unstrided {
+    const IN: usize = 5;
+    const OUT: usize = 4;
+    const STEP: usize = 2;
+    const SEEN: usize = 3;
+    const PAIRS: usize = 0;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = F2Strided::G;
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { [S::sub(d[0], d[1]), d[1], S::sub(d[2], d[1]), d[0], d[1], S::zero()] }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe { [m[3], S::add(m[0], m[1]), m[4], S::add(m[1], m[2])] }
     }
 }
 

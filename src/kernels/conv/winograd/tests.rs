@@ -143,7 +143,22 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
             }
         }
     }
+    /// The same for the way back through stride 2: the gradient of input `o` is that of output `d` by the tap `2·d + t − 1 = o`.
+    fn check_back<P: Points>() {
+        let unit = |i: usize| std::array::from_fn(|k| std::array::from_fn(|_| if k == i { 1.0 } else { 0.0 }));
+        for (o, d, tap) in (0..4).flat_map(|o| (0..5).flat_map(move |d| (0..3).map(move |tap| (o, d, tap)))) {
+            // SAFETY: the portable instruction set needs nothing.
+            let of = |position: usize| unsafe {
+                let (before, after) = (P::before::<Scalar>(unit(d)), P::after::<Scalar>(unit(position)));
+                f64::from(before[position][0]) * P::G[position][2 - tap] * f64::from(after[o][0])
+            };
+            let weight: f64 = (0..P::IN).map(of).sum();
+            let want = if 2 * d + tap == o + 1 { 1.0 } else { 0.0 };
+            assert!(weight == want, "dx[{o}] dy[{d}] g[{tap}]: {weight}");
+        }
+    }
     const { assert!(Scalar::LANES == 4) };
+    check_back::<Unstrided>();
     check::<F2>();
     check::<F4>();
     check::<F2Five>();

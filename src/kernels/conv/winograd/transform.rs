@@ -66,12 +66,12 @@ impl<P: Points> Task for Before<'_, P> {
         let (Squares { spec, across, zero }, first) = (self.squares, self.tiles.start);
         let Map { h, w, c, ld, .. } = spec.input;
         // From a square to what is new in the next one.
-        let (ahead, new) = (P::OUT * P::STRIDE * ld, P::IN - P::OUT * P::STRIDE.min(P::IN));
+        let (ahead, new) = (P::STEP * ld, P::SEEN.saturating_sub(P::STEP)..P::SEEN);
         for tile in self.tiles.clone() {
             let [image, oy, ox] = origin::<P>(tile, across);
-            let start = |o: usize, axis: usize| (o * P::STRIDE).wrapping_sub(spec.placed.before[axis]);
+            let start = |o: usize, axis: usize| (o / P::OUT * P::STEP).wrapping_sub(spec.placed.before[axis]);
             let (y0, x0) = (start(oy, 0), start(ox, 1));
-            let within = |from: usize, len: usize| from < len && from + P::IN <= len;
+            let within = |from: usize, len: usize| from < len && from + P::SEEN <= len;
             let inside = within(y0, h) && within(x0, w);
             let mut at = [std::ptr::null(); MOST_IN * MOST_IN];
             for i in 0..P::IN {
@@ -89,8 +89,8 @@ impl<P: Points> Task for Before<'_, P> {
                 let whole = c / S::LANES * S::LANES;
                 let mut channel = 0;
                 while channel < whole {
-                    for i in 0..P::IN * P::IN {
-                        if i % P::IN >= new {
+                    for i in 0..P::IN * P::SEEN {
+                        if new.contains(&(i % P::IN)) {
                             S::prefetch_far(at[i].wrapping_add(ahead + channel));
                         }
                     }
