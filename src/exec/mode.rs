@@ -32,13 +32,14 @@ pub enum RunningStatistics {
 ///
 /// The output of a norm is never kept: it is computed again in the pass that needs it. What else is given up is chosen from
 /// the graph, shape by shape: of what lies idle where memory is fullest, whatever frees most for the least work, until that
-/// costs the share of a step named below. Only what the way back reads is computed again, each value once, and none of it
+/// costs the share of a step named below or memory is as low as is said there. Only what the way back reads is computed again, each value once, and none of it
 /// changes a bit of losses, gradients or running statistics.
 ///
 /// Chen et al. 2016, *Training deep nets with sublinear memory cost*, with segments found instead of given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Recompute {
-    /// What costs next to nothing, about 3 % of a step: sums of residual blocks, activations, some narrow convolutions.
+    /// What costs next to nothing, at most about 3 % of a step: sums of residual blocks, activations, some narrow convolutions;
+    /// until a step needs no more than half of what the outputs of all layers would take, activations and sums in place.
     #[default]
     Cheap,
     /// As much as memory gains by, for up to about a fifth more time: convolutions too.

@@ -94,11 +94,11 @@ pub(super) fn choose(task: Task<'_>) -> Result<(Author<'_>, f64)> {
     let repeatable = sketched.repeatable();
     repeatable.iter().for_each(|unit| costs[unit.output.index()] = Some(cost(unit, program, task.graph)));
     let step: f64 = 3.0 * program.units.iter().map(|unit| cost(unit, program, task.graph)).sum::<f64>();
-    let (share, starts) = match task.options.recompute {
-        Recompute::Cheap => (0.035, 1),
-        Recompute::Thorough => (0.2, 5),
+    let (share, starts, enough) = match task.options.recompute {
+        Recompute::Cheap => (0.035, 1, layers(task) / 2),
+        Recompute::Thorough => (0.2, 5, 0),
     };
-    let mut search = Search { task, costs, trials: 0 };
+    let mut search = Search { task, costs, trials: 0, enough };
     let mut best: Option<Choice<'_>> = None;
     for start in 0..starts {
         let (again, spent) = search.start(&repeatable, start, share * step);
@@ -110,6 +110,15 @@ pub(super) fn choose(task: Task<'_>) -> Result<(Author<'_>, f64)> {
     }
     let best = best.expect("there is a start");
     Ok((best.author, share - best.left / step))
+}
+
+/// Floats of what all layers make, each in memory of its own but for activations and sums, which are made in place.
+fn layers(task: Task<'_>) -> usize {
+    use Op::{Activation, Add, Dropout, Flatten, Input, StochasticDepth};
+    let in_place =
+        |op: &Op| matches!(op, Input { .. } | Activation(_) | Add | Flatten | Dropout { .. } | StochasticDepth { .. });
+    let nodes = task.graph.nodes().iter().zip(&task.program.shapes);
+    nodes.filter(|(node, _)| !in_place(&node.op)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
 /// Most steps that are written from one start to find the best one.
@@ -124,6 +133,8 @@ struct Search<'a> {
     costs: Vec<Option<f64>>,
     /// Steps that may still be written to find the best one.
     trials: usize,
+    /// Floats of memory that are few enough.
+    enough: usize,
 }
 
 impl<'a> Search<'a> {
@@ -165,7 +176,7 @@ impl<'a> Search<'a> {
     fn improve(&mut self, start: Choice<'a>) -> Result<Choice<'a>> {
         let mut fixed = vec![false; self.costs.len()];
         let mut best = self.descend(start, &fixed, TRIALS)?;
-        'better: loop {
+        'better: while best.fullest.floats > self.enough {
             for value in best.returned() {
                 let Some(cost) = self.costs[value.index()].filter(|_| !fixed[value.index()] && self.trials > 0) else {
                     continue;
@@ -182,16 +193,17 @@ impl<'a> Search<'a> {
                 }
                 fixed[value.index()] = false;
             }
-            return Ok(best);
+            break;
         }
+        Ok(best)
     }
 
-    /// Gives up one value after the other as long as memory becomes less full where it is fullest, none of the `fixed`, in
-    /// so many trials.
+    /// Gives up one value after the other as long as memory becomes less full where it is fullest, and is not empty enough,
+    /// none of the `fixed`, in so many trials.
     fn descend(&mut self, start: Choice<'a>, fixed: &[bool], trials: usize) -> Result<Choice<'a>> {
         let (mut best, mut hopeless, mut better) = (start, fixed.to_vec(), false);
         let end = self.trials.saturating_sub(trials);
-        while self.trials > end {
+        while self.trials > end && best.fullest.floats > self.enough {
             let Some((value, cost)) = best.candidate(&self.costs, &hopeless) else {
                 // What did not help may do so now.
                 if !std::mem::take(&mut better) {
