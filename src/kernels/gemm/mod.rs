@@ -22,14 +22,16 @@ mod micro;
 mod narrow;
 pub mod outer;
 mod split;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
 use crate::activation::Activation;
-use crate::simd::{self, Isa, Simd, Task};
+use crate::simd::{self, Isa};
 use cut::{cut_each, cut_panels, cut_pieces};
 use micro::{LINE, Micro, PARTS, Tile};
 use std::ops::Range;
+use sweep::{Activate, Ahead, Next, Smooth, sweep};
 
 /// The extent of a product: rows of `A` are `taps` runs of `k` floats each, rows of `C` have `n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -395,81 +397,6 @@ impl Gemm {
     }
 }
 
-/// The rows that come next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// None that are not in the cache.
-    None,
-    /// Those of the next tile.
-    Below,
-    /// The same rows of the next tap.
-    Tap,
-}
-
-/// What a sweep fetches into the caches ahead of use.
-#[derive(Debug, Clone, Copy)]
-struct Ahead {
-    /// Registers of columns.
-    vectors: usize,
-    /// Activations: worth it when they are met for the first time.
-    rows: Next,
-    /// Floats from the weights in use to those that are fetched, which are at most as many; zero if none are.
-    weights: usize,
-    /// Parts of a cache line of them for every four of k; see [`PARTS`].
-    parts: usize,
-}
-
-/// An activation that is more than a clamp, for the tile just computed while it lies in the first cache.
-#[derive(Clone, Copy)]
-struct Smooth {
-    activation: Activation,
-    columns: usize,
-    run: unsafe fn(Activate),
-}
-
-/// Runs the microkernel over `m` rows in tiles of nearly equal height, so that none is too low to hide latencies.
-///
-/// # Safety
-/// As [`Gemm::run`] for the columns of `tile`.
-unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
-    let tiles = m.div_ceil(micros.len());
-    let (sixteens, work) = (tile.taps * tile.k.div_ceil(16), tile.taps * tile.k * ahead.vectors);
-    tile.columns = ahead.vectors.div_ceil(sixteens.max(1));
-    let fetched = tile.taps * (tile.k / 4) * ahead.parts / PARTS * LINE;
-    let mut from = 0;
-    for i in 0..tiles {
-        let to = (i + 1) * m / tiles;
-        let height = to - from;
-        tile.later = tile.b.wrapping_add(ahead.weights + i * fetched);
-        tile.later_parts = if i * fetched < ahead.weights { ahead.parts } else { 0 };
-        let below = height * (1 + FETCHED_AFTER / (work * height).max(1));
-        tile.below[0] = tile.c.wrapping_add(below * tile.ldc).cast_const();
-        if !tile.residual.is_null() {
-            tile.below[1] = tile.residual.wrapping_add(below * tile.ld_residual);
-        }
-        // SAFETY: `from < to ≤ m` and `height ≤ micros.len()`; the next tile may be one row lower than this one, so at the
-        // end of the table it is not looked at.
-        unsafe {
-            let next = tile.rows.add(height);
-            tile.next = match ahead.rows {
-                Next::Below if to + height <= m => next,
-                Next::Tap => tile.rows.add(tile.rows_stride),
-                _ => std::ptr::null(),
-            };
-            micros[height - 1](&tile);
-            if let Some(Smooth { activation, columns, run }) = smooth {
-                run(Activate { activation, c: tile.c, ld: tile.ldc, rows: height, columns });
-            }
-            tile.rows = next;
-            tile.c = tile.c.add(height * tile.ldc);
-            if !tile.residual.is_null() {
-                tile.residual = tile.residual.add(height * tile.ld_residual);
-            }
-        }
-        from = to;
-    }
-}
-
 /// Whether the microkernel itself can apply it.
 pub(in crate::kernels) const fn is_clamp(activation: Activation) -> bool {
     matches!(activation, Activation::Relu | Activation::Relu6)
@@ -488,56 +415,5 @@ pub(super) const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
 /// passed through it.
 const STREAMED_BYTES: usize = 128 << 10;
 
-/// A tile of fewer multiplications of registers than this is over before what it fetches has come: it fetches for a tile
-/// further down than the next.
-const FETCHED_AFTER: usize = 800;
-
 /// Most cache lines of weights that are fetched for every four of k: more hold up what is multiplied.
 const MOST_LINES: usize = 6;
-
-/// Applies a smooth activation in place: outside the microkernel, where it would be unrolled for every accumulator.
-#[derive(Debug, Clone, Copy)]
-struct Activate {
-    activation: Activation,
-    c: *mut f32,
-    ld: usize,
-    rows: usize,
-    columns: usize,
-}
-
-impl Task for Activate {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        // SAFETY: passed on. One loop for what EfficientNet does everywhere, so that its constants stay in registers.
-        unsafe {
-            match self.activation {
-                Activation::Silu => self.apply::<S>(Activation::Silu),
-                other => self.apply::<S>(other),
-            }
-        }
-    }
-}
-
-impl Activate {
-    #[inline(always)]
-    unsafe fn apply<S: Simd>(self, activation: Activation) {
-        // SAFETY: `sweep` passes elements it has just written.
-        unsafe {
-            let whole = self.columns / S::LANES * S::LANES;
-            let rest = S::mask(self.columns - whole);
-            for m in 0..self.rows {
-                let row = self.c.add(m * self.ld);
-                for i in (0..whole).step_by(S::LANES) {
-                    let v = simd::apply_activation::<S>(Some(activation), S::load(row.add(i)));
-                    S::store(row.add(i), v);
-                }
-                if whole < self.columns {
-                    let v = S::load_masked(row.add(whole), rest);
-                    S::store_masked(row.add(whole), simd::apply_activation::<S>(Some(activation), v), rest);
-                }
-            }
-        }
-    }
-}
