@@ -2,7 +2,8 @@
 //!
 //! With one stride the gradient of the input is a convolution itself, of the output's gradient with the taps reversed and
 //! the channels exchanged, and every form of the way forward serves ([`Direction::Backward`](super::Direction)). With
-//! larger strides it falls apart into one such convolution for each remainder of the pixel's position ([`data`]).
+//! larger strides it falls apart into one such convolution for each remainder of the pixel's position ([`data`]), of which
+//! Winograd's method saves products too ([`winograd::Form::Unstrided`]).
 
 pub mod data;
 pub mod deform;

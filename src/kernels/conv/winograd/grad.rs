@@ -33,8 +33,7 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
         return None;
     }
     let squares = spec.output.n * form.across(spec).iter().product::<usize>();
-    // A third more than the products, for the transforms and for sums that do not fit the cache.
-    (squares >= 32 && 4 * form.products() * squares < 3 * 9 * spec.output.pixels()).then_some(form)
+    (squares >= 32 && form.pays(squares, spec)).then_some(form)
 }
 
 /// The gradient of the weights of a convolution that [`winograd`](super::winograd) could compute in this form: F2, F4 or

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! so that 9·m² multiplications per square, input and output channel become (m + 2)². With stride 2 the even and the odd
-//! rows and columns are convolutions of their own with two taps and with one, and meet in the sum. The sum over channels is a matrix
+//! rows and columns are convolutions of their own with two taps and with one, and meet in the sum; on the way back they are that
+//! for the even and the odd rows and columns of the gradient. The sum over channels is a matrix
 //! product for each of the (m + 2)² positions. Transforming a whole map, then multiplying, then transforming back would
 //! move five times the map through memory; instead a block of squares goes through all three stages in the cache:
 //!
@@ -116,6 +117,12 @@ impl Form {
     fn across(self, spec: &ConvSpec) -> [usize; 2] {
         [spec.output.h.div_ceil(self.outputs()), spec.output.w.div_ceil(self.outputs())]
     }
+
+    /// Whether so many squares have less than three quarters of the products of a convolution's gradient: a third more pays
+    /// for the transforms and for sums that do not fit the cache.
+    fn pays(self, squares: usize, spec: &ConvSpec) -> bool {
+        4 * self.products() * squares < 3 * spec.window.taps() * spec.output.pixels()
+    }
 }
 
 /// Fewer channels than this leave registers empty, and the transforms cost more than they save.
@@ -199,11 +206,9 @@ pub(super) fn unstrided(spec: ConvSpec, store: Store, isa: Isa) -> Option<Learne
     };
     let squares = spec.input.n * form.across(&turned).iter().product::<usize>();
     let applies = Form::F2Strided.applies(&spec) && spec.placed.before == [1, 1] && fills_registers(&spec);
-    // A third more than the products, for the transforms.
-    let pays = 4 * form.products() * squares < 3 * spec.window.taps() * spec.output.pixels();
     let weights = spec.output.c * spec.depth();
     let learned = || weights::learned(Box::new(Winograd::new(turned, form, isa)), Direction::Backward, weights, None);
-    (applies && pays).then(learned)
+    (applies && form.pays(squares, &spec)).then(learned)
 }
 
 /// A prepared convolution.
