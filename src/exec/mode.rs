@@ -32,8 +32,8 @@ pub enum RunningStatistics {
 ///
 /// The output of a norm is never kept: it is computed again in the pass that needs it. What else is given up is chosen from
 /// the graph, shape by shape: of what lies idle where memory is fullest, whatever frees most for the least work, until that
-/// costs the share of a step named below or memory is as low as is said there. Only what the way back reads is computed again, each value once, and none of it
-/// changes a bit of losses, gradients or running statistics.
+/// costs the share of a step named below or memory is as low as is said there. Only what the way back reads is computed again,
+/// each value once, and none of it changes a bit of losses, gradients or running statistics.
 ///
 /// Chen et al. 2016, *Training deep nets with sublinear memory cost*, with segments found instead of given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

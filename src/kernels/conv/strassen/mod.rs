@@ -48,8 +48,8 @@ use crate::tensor::AlignedBuf;
 const PRODUCTS: usize = 7;
 /// Those whose left side is a half pixel as it lies in the input: the first half of `a` and the second of `b`.
 const AS_IT_LIES: [usize; 2] = [2, 3];
-/// Halves of the input channels are whole registers of any instruction set; those of the output channels end with a half of
-/// the widest.
+/// Halves of the input channels are whole registers of any instruction set; those of the output channels may end with half of
+/// one of the widest.
 const CHANNELS: [usize; 2] = [32, 16];
 
 /// What is done to the input on its way: `x' = activation(scale · x + shift)` per channel.
@@ -84,13 +84,11 @@ pub(super) fn applicable(spec: &ConvSpec) -> bool {
 pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
     let pixels = spec.output.h * spec.output.w;
-    let whole = outputs.is_multiple_of(32);
+    let (whole, deep) = (outputs.is_multiple_of(32), inputs >= 256 && inputs >= 2 * outputs);
     applicable(spec)
         && match input {
-            Input::Ready => {
-                whole && adds_apart() && pixels >= 196 && inputs >= 256 && outputs >= 128 && inputs >= 2 * outputs
-            }
-            Input::Gated => adds_apart() && pixels >= 144 && inputs >= 256 && outputs >= 112 && inputs >= 2 * outputs,
+            Input::Ready => adds_apart() && deep && whole && pixels >= 196 && outputs >= 128,
+            Input::Gated => adds_apart() && deep && pixels >= 144 && outputs >= 112,
             Input::Raw => pixels >= 40 && inputs >= 96 && outputs >= 64,
         }
 }

@@ -99,7 +99,8 @@ impl Form {
     /// Whether [`winograd`] can compute this convolution in this form: its window, one group, no dilation.
     pub fn applies(self, spec: &ConvSpec) -> bool {
         let (window, [_, _, taps, stride]) = (spec.window, self.geometry());
-        spec.groups == 1 && (window.kernel, window.stride, window.dilation) == ([taps; 2], [stride; 2], [1; 2])
+        let convolves = Form::ALL.contains(&self) && spec.groups == 1;
+        convolves && (window.kernel, window.stride, window.dilation) == ([taps; 2], [stride; 2], [1; 2])
     }
 
     /// Cycles to transform one register of channels of one square, before and after.
