@@ -63,7 +63,7 @@ pub enum Form {
     F2Five,
     /// F(2×2, 3×3) at stride 2: 2×2 outputs by 25 multiplications instead of 36; weights grow by 25/9.
     F2Strided,
-    /// The way back through that: 4×4 gradients of inputs by as many multiplications. No convolution; see [`unstrided`].
+    /// The way back through that: 4×4 gradients of inputs by as many multiplications. No convolution of its own.
     Unstrided,
 }
 
