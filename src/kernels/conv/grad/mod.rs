@@ -25,8 +25,8 @@ pub fn input_gradient(spec: ConvSpec, store: Store, precision: Precision, isa: I
         Some(spec) => learned(spec, Direction::Backward, None, precision, isa),
         None if spec.groups == spec.input.c && spec.groups == spec.output.c => depthwise::data(spec, store, isa),
         None => {
-            let form = || winograd::unstrided(spec, store, isa).filter(|_| precision == Precision::Fast);
-            form().unwrap_or_else(|| data::strided(spec, store, isa))
+            let form = (precision == Precision::Fast).then(|| winograd::unstrided(spec, store, isa)).flatten();
+            form.unwrap_or_else(|| data::strided(spec, store, isa))
         }
     }
 }
