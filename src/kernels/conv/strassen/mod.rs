@@ -200,7 +200,8 @@ impl Packing for StrassenPacking {
 
 impl StrassenPacking {
     /// Writes the seven sums of weights of up to 16 columns of a panel from `column` on: those of product `p` and channel `k` to
-    /// row `p · half + k`. `halves` are the weights of the output channels in either half.
+    /// row `p · half + k`. `halves` are the weights of the output channels in either half. Lanes behind the last column keep what
+    /// they hold: they are the upper half of a register of which the lower is multiplied.
     fn pack(&self, halves: [&[f32]; 2], column: usize, (width, values): (usize, &mut [f32])) {
         let half = self.gemm.extent().k;
         let columns = (halves[0].len() / (2 * half)).min(ROWS);

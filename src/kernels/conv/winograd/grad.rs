@@ -1,4 +1,4 @@
-//! The gradient of 3×3 weights with a quarter of the multiplications.
+//! The gradient of 3×3 weights with a quarter of the multiplications, or with stride 2 with 25 of 36.
 //!
 //! `Y = Aᵀ[U ⊙ V]A` with `U = G·g·Gᵀ` and `V = Bᵀ·d·B` is linear in the taps `g`, so the way back is the transpose of the way
 //! forward:
