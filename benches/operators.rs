@@ -159,14 +159,15 @@ impl Conv {
         let bias = noise(spec.output.c, 3);
         let want = naive::conv2d(&x, nchw(spec.input), &weight, Some(&bias), &self.shape(&spec));
         let (inner, image, before) = (spec.input, channels_last(&x, spec.input), spec.placed.before);
-        let [h, w] = [0, 1].map(|axis| spec.placed.input[axis] + 2 * before[axis]);
+        let padded = |axis: usize| spec.placed.input[axis] + 2 * before[axis];
+        let [h, w] = [0, 1].map(|axis| padded(axis).next_multiple_of(spec.window.stride[axis]));
         spec.input = Map::dense([1, h, w, inner.c]);
         (spec.placed.input, spec.placed.before) = ([h, w], [0; 2]);
         let mut padded = AlignedBuf::zeros(spec.input.extent());
         for (y, row) in image.chunks_exact(inner.w * inner.c).enumerate() {
             padded[((y + before[0]) * w + before[1]) * inner.c..][..row.len()].copy_from_slice(row);
         }
-        let kernel = conv::rows(spec, &weight, Some(&bias), Isa::detect());
+        let kernel = conv::stem(spec, &weight, Some(&bias), conv::Precision::Fast, Isa::detect());
         Prepared::checked(kernel, vec![padded], spec.output, &want)
     }
 

@@ -231,7 +231,7 @@ fn wanted(graph: &Graph, options: &PlanOptions) -> Result<Vec<(String, NodeId)>>
 }
 
 /// If the image goes into nothing but one convolution of few channels, the packing step writes that convolution's zero
-/// border too, and a row of its kernel becomes one contiguous run of taps.
+/// border too.
 pub(super) fn stem_border(program: &Program) -> Option<Border> {
     let image = program.units.iter().find(|u| matches!(u.op, Op::Input { .. }))?.output;
     let mut readers = program.units.iter().filter(|u| u.reads().any(|v| v == image));
@@ -242,7 +242,9 @@ pub(super) fn stem_border(program: &Program) -> Option<Border> {
         return None;
     }
     let placed = window.place([h, w], &stem.path).ok()?;
+    // Whole strides: the convolution may fold as many pixels into one.
     let reach = |axis: usize| (placed.output[axis] - 1) * window.stride[axis] + window.kernel[axis];
-    let size = [0, 1].map(|axis| reach(axis).max(placed.before[axis] + placed.input[axis]));
+    let size = |axis: usize| reach(axis).max(placed.before[axis] + placed.input[axis]);
+    let size = [0, 1].map(|axis| size(axis).next_multiple_of(window.stride[axis]));
     Some(Border { before: placed.before, size })
 }

@@ -320,7 +320,7 @@ impl Maker<'_> {
         let bias = bias.as_deref();
         let kernel = match (&unit.before, sums, gate) {
             (Some(before), ..) => conv::strassen(spec, Some(prologue(before)), &weight, bias, self.isa),
-            _ if padded => conv::rows(spec, &weight, bias, self.isa),
+            _ if padded => conv::stem(spec, &weight, bias, self.precision, self.isa),
             (_, Some(ld), _) => conv::depthwise_sums(spec, ld, &weight, bias, self.isa),
             (_, _, Some(ld)) => conv::gated(spec, ld, &weight, bias, self.precision, self.isa),
             _ => way.prepare(spec, &weight, bias, self.isa),

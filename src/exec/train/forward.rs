@@ -368,7 +368,7 @@ impl<'a> Author<'a> {
             });
             let plain = || match (self.sampling(unit), bordered) {
                 (Some(sampling), _) => conv::learned_deform(spec, sampling, bias_len, self.isa),
-                (None, true) => conv::learned_rows(spec, bias_len, self.isa),
+                (None, true) => conv::learned_stem(spec, bias_len, self.isa),
                 (None, false) => conv::learned(spec, Direction::Forward, bias_len, self.options.precision, self.isa),
             };
             let Learned { kernel, packing, packed } = absent.unwrap_or_else(plain);

@@ -59,7 +59,7 @@ impl<'a> Author<'a> {
         spec.epilogue = Default::default();
         spec.output = from.map;
         let gradient = match bordered {
-            true => grad::weight::weight_gradient_rows(spec, self.isa),
+            true => grad::weight::weight_gradient_stem(spec, self.options.precision, self.isa),
             false => grad::weight::weight_gradient(spec, self.options.precision, self.isa),
         };
         let macs = spec.output.pixels() * spec.output.c * spec.depth();

@@ -10,7 +10,7 @@ use std::fmt;
 /// How far from the sum by definition a convolution may go for speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// 3×3 and 5×5 windows may be computed by [`winograd()`] and 1×1 by [`strassen`](super::strassen()), whose rounding errors
+    /// 3×3 and 5×5 windows and stems may be computed by [`winograd()`] and 1×1 by [`strassen`](super::strassen()), whose rounding errors
     /// are about twice those of the plain sum; and products on a [matrix unit](crate::simd::tiles), which leaves out what is
     /// below an `f32`.
     #[default]

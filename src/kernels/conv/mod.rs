@@ -14,6 +14,7 @@ mod grouped;
 mod im2col;
 mod indirect;
 mod slide;
+mod stem;
 mod strassen;
 #[cfg(test)]
 mod testing;
@@ -39,6 +40,7 @@ pub use gated::gated;
 pub use grouped::grouped;
 pub use im2col::im2col;
 pub use indirect::{indirect, pointwise, rows};
+pub use stem::{learned_stem, stem};
 pub use strassen::{Input, Prologue, strassen};
 pub use weights::{Direction, Learned};
 
@@ -77,12 +79,7 @@ impl ConvSpec {
 
     /// `k3s1`: kernel and stride, and dilation if there is any.
     pub fn label(&self) -> String {
-        let pair = |[a, b]: [usize; 2]| if a == b { format!("{a}") } else { format!("{a}x{b}") };
-        let mut label = format!("k{}s{}", pair(self.window.kernel), pair(self.window.stride));
-        if self.window.dilation != [1, 1] {
-            label += &format!("d{}", pair(self.window.dilation));
-        }
-        label
+        label(&self.window)
     }
 
     /// Panics unless all sizes agree with each other and with the weights: what every kernel relies on.
@@ -101,6 +98,16 @@ impl ConvSpec {
         assert_eq!(input.n, output.n);
         assert!(self.epilogue.residual.is_none_or(|ld| ld >= output.c));
     }
+}
+
+/// See [`ConvSpec::label`].
+fn label(window: &Window) -> String {
+    let pair = |[a, b]: [usize; 2]| if a == b { format!("{a}") } else { format!("{a}x{b}") };
+    let mut label = format!("k{}s{}", pair(window.kernel), pair(window.stride));
+    if window.dilation != [1, 1] {
+        label += &format!("d{}", pair(window.dilation));
+    }
+    label
 }
 
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
@@ -139,13 +146,6 @@ pub fn learned_mask(spec: ConvSpec, precision: Precision, isa: Isa) -> Option<Le
     let form = winograd::profitable(&spec, Kept::Learned).filter(|_| precision == Precision::Fast)?;
     let form = Box::new(winograd::Winograd::new(spec, form, isa).masking());
     Some(weights::learned(form, Direction::Backward, spec.output.c * spec.depth(), None))
-}
-
-/// As [`rows`], with weights that come with every run.
-pub fn learned_rows(spec: ConvSpec, bias: Option<usize>, isa: Isa) -> Learned {
-    spec.check_sizes();
-    let form = Box::new(indirect::Indirect::rows(spec, isa.vectors()));
-    weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), bias)
 }
 
 /// As [`deform()`], with weights that come with every run.

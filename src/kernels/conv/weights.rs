@@ -6,6 +6,7 @@ use super::ConvSpec;
 use crate::kernels::gemm::{Extent, Gemm};
 use crate::kernels::weights::{transpose, whole};
 use crate::kernels::{Io, Kernel, WEIGHTS, Weights};
+use crate::shape::Window;
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
 
@@ -24,12 +25,35 @@ impl Direction {
     /// "input" are those of `spec`, the way the weights are applied.
     pub(super) fn order(self, spec: &ConvSpec) -> Order {
         let (inputs, outputs, taps) = (spec.group_inputs(), spec.group_outputs(), spec.window.taps());
-        match self {
-            Direction::Forward => Order { direction: self, output: inputs * taps, input: taps, outputs, inputs, taps },
-            Direction::Backward => {
-                Order { direction: self, output: taps, input: outputs * taps, outputs, inputs, taps }
-            }
-        }
+        let [output, input] = match self {
+            Direction::Forward => [inputs * taps, taps],
+            Direction::Backward => [taps, outputs * taps],
+        };
+        Order { direction: self, output, input, outputs, inputs, taps, folded: None }
+    }
+}
+
+/// The window and the channels of a convolution of an image before that is folded; see [`stem`](super::stem).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Folded {
+    pub(super) window: Window,
+    pub(super) channels: usize,
+}
+
+impl Folded {
+    /// Weights of an output channel.
+    pub(super) fn depth(&self) -> usize {
+        self.channels * self.window.taps()
+    }
+
+    /// The position among them of what the folded convolution multiplies channel `input` with at tap `tap`; none where its
+    /// window ends later than the convolution's.
+    pub(super) fn at(&self, input: usize, tap: usize) -> Option<usize> {
+        let (Window { kernel: [kh, kw], stride: [down, right], .. }, channels) = (self.window, self.channels);
+        let (pixel, channel, across) = (input / channels, input % channels, kw.div_ceil(right));
+        let y = tap / across * down + pixel / right;
+        let x = tap % across * right + pixel % right;
+        (y < kh && x < kw).then(|| (channel * kh + y) * kw + x)
     }
 }
 
@@ -44,9 +68,15 @@ pub(super) struct Order {
     outputs: usize,
     inputs: usize,
     pub(super) taps: usize,
+    pub(super) folded: Option<Folded>,
 }
 
 impl Order {
+    /// The same for an image that is folded.
+    pub(super) fn folded(self, folded: Folded) -> Self {
+        Order { output: folded.depth(), folded: Some(folded), ..self }
+    }
+
     /// Floats of a group.
     pub(super) fn group(&self) -> usize {
         self.outputs * self.inputs * self.taps

@@ -218,6 +218,11 @@ impl Gemm {
         self.panels[panel].vectors * self.isa.lanes()
     }
 
+    /// Whether [`run_each`](Gemm::run_each) has a tile of its own for so few channels in and out.
+    pub fn is_narrow(&self) -> bool {
+        self.narrow.is_some()
+    }
+
     /// Number of panels: the finest grain at which columns of `C` can be computed separately.
     pub fn panels(&self) -> usize {
         self.panels.len()

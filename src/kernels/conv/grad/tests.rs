@@ -4,7 +4,8 @@ use crate::activation::Activation::Relu;
 use crate::kernels::conv::algorithm::form;
 use crate::kernels::conv::testing::noise;
 use crate::kernels::conv::winograd::{self, Form};
-use crate::kernels::conv::{Sampling, learned_deform, learned_rows, weights};
+use crate::kernels::conv::{Sampling, learned_deform, learned_stem, stem, weights};
+use crate::kernels::layout::from_nchw;
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
 use crate::kernels::naive::{self, ConvShape};
 use crate::kernels::norm::train as norm;
@@ -13,7 +14,8 @@ use crate::kernels::{Epilogue, Io, Map, WEIGHTS};
 /// Images, size, channels in and out, groups, kernel, stride, padding, dilation.
 type Case = (usize, [usize; 2], [usize; 2], usize, usize, usize, usize, usize);
 
-const CASES: [Case; 24] = [
+const CASES: [Case; 25] = [
+    (2, [9, 11], [17, 20], 1, 5, 1, 2, 1), // Winograd
     (2, [5, 6], [3, 8], 1, 3, 1, 1, 1),
     (1, [7, 7], [20, 33], 1, 1, 1, 0, 1),
     (2, [9, 8], [16, 20], 1, 3, 1, 1, 1),   // Winograd
@@ -153,7 +155,7 @@ fn input_gradients_agree_with_the_oracle_and_add_to_what_is_there() {
     {
         assert!(names.contains(form), "{form} in {names:?}");
     }
-    assert!(winograd::Form::F4.applies(&spec(CASES[2])));
+    assert!(winograd::Form::F4.applies(&spec(CASES[3])));
 }
 
 #[test]
@@ -165,7 +167,8 @@ fn weight_gradients_agree_with_the_oracle() {
         let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
         for &isa in Isa::available() {
             let mut gradients = vec![weight::weight_gradient(spec, Precision::Exact, isa)];
-            let forms = [Form::F2, Form::F4, Form::F2Strided].into_iter().filter(|form| form.applies(&spec));
+            let forms =
+                [Form::F2, Form::F4, Form::F2Five, Form::F2Strided].into_iter().filter(|form| form.applies(&spec));
             gradients.extend(forms.map(|form| winograd::grad::weight_gradient(spec, form, Source::Ready, isa)));
             for gradient in gradients {
                 check_weights(&gradient, &[&x, &dy], &expected, &format!("{} of {case:?}", gradient.kernel.name()));
@@ -266,38 +269,60 @@ fn winograds_transforms_apply_the_norm_before_them_and_leave_the_padding_zero() 
 }
 
 #[test]
-fn a_stem_reads_its_border_forward_and_back() {
-    let (n, size, channels, outputs) = (2, [10, 11], 3, 9);
-    let window = Window { stride: [2; 2], padding: Padding::Symmetric([3; 2]), ..Window::square(7) };
-    let placed = window.place(size, "test").unwrap();
-    let reach = [0, 1].map(|axis| (placed.output[axis] - 1) * 2 + 7).map(|r| r.max(14));
-    let (padded, output) =
-        (Map::dense([n, reach[0], reach[1], channels]), Map::dense([n, placed.output[0], placed.output[1], outputs]));
-    let spec = ConvSpec {
-        input: padded,
-        output,
-        window,
-        placed: Placed { input: reach, before: [0; 2], ..placed },
-        groups: 1,
-        epilogue: Epilogue::default(),
-    };
-    let map = Map::dense([n, size[0], size[1], channels]);
-    let (x, dy) = (noise(nchw(map).len(), 1), noise(nchw(output).len(), 2));
-    let (weight, bias) = (noise(outputs * channels * 49, 3), noise(outputs, 4));
-    let conv = ConvShape { out_channels: outputs, groups: 1, window, placed };
-    let y = naive::conv2d(&wide(&x), nchw(map), &wide(&weight), Some(&wide(&bias)), &conv);
-    let expected = naive::backward::conv2d_weight(&wide(&x), nchw(map), &wide(&dy), &conv);
-    let dy = spread(&dy, output);
-    for &isa in Isa::available() {
-        let mut image = vec![f32::NAN; padded.extent()];
-        let packing = crate::kernels::layout::from_nchw([n, channels, size[0], size[1]], padded, [3; 2], isa);
-        run_tiles(&packing, &Io::new(&[x.as_ptr()], image.as_mut_ptr()));
-        let forward = learned_rows(spec, Some(outputs), isa);
-        let mut found = vec![0.0; output.extent()];
-        run(&forward, &[image.as_ptr()], &pack(&forward, &weight, Some(&bias)), found.as_mut_ptr());
-        assert_near(&found, &spread(&narrow(&y), output), 1e-6 * scale(&y), isa.name());
-        check_weights(&weight::weight_gradient_rows(spec, isa), &[&image, &dy], &expected, isa.name());
+fn a_stem_reads_its_border_forward_and_back_and_folds_its_image() {
+    // Channels in and out, window, stride and padding; at stride 2, 3 and 4, and 9 taps make 5.
+    let mut folds = 0;
+    for (channels, [taps, stride, pad], size) in [
+        ([3, 9], [7, 2, 3], [10, 11]),
+        ([3, 64], [7, 2, 3], [30, 25]),
+        ([3, 70], [11, 4, 2], [35, 47]),
+        ([4, 20], [9, 2, 4], [19, 22]),
+        ([3, 33], [5, 2, 0], [21, 18]),
+        ([2, 16], [7, 3, 1], [40, 31]),
+        ([3, 64], [3, 1, 1], [24, 32]),
+    ] {
+        let ([inputs, outputs], n) = (channels, 2);
+        let window = Window { stride: [stride; 2], padding: Padding::Symmetric([pad; 2]), ..Window::square(taps) };
+        let placed = window.place(size, "test").unwrap();
+        let reach = [0, 1].map(|axis| ((placed.output[axis] - 1) * stride + taps).max(pad + size[axis]));
+        let output = Map::dense([n, placed.output[0], placed.output[1], outputs]);
+        let map = Map::dense([n, size[0], size[1], inputs]);
+        let (x, dy) = (noise(nchw(map).len(), 1), noise(nchw(output).len(), 2));
+        let (weight, bias) = (noise(outputs * inputs * taps * taps, 3), noise(outputs, 4));
+        let conv = ConvShape { out_channels: outputs, groups: 1, window, placed };
+        let y = naive::conv2d(&wide(&x), nchw(map), &wide(&weight), Some(&wide(&bias)), &conv);
+        let expected = naive::backward::conv2d_weight(&wide(&x), nchw(map), &wide(&dy), &conv);
+        let dy = spread(&dy, output);
+        let [h, w] = reach.map(|reach| reach.next_multiple_of(stride));
+        let padded = Map::dense([n, h, w, inputs]);
+        let placed = Placed { input: [h, w], before: [0; 2], ..placed };
+        let spec = ConvSpec { input: padded, output, window, placed, groups: 1, epilogue: Epilogue::default() };
+        for &isa in Isa::available() {
+            let mut image = vec![f32::NAN; padded.extent()];
+            let packing = from_nchw([n, inputs, size[0], size[1]], padded, [pad; 2], isa);
+            run_tiles(&packing, &Io::new(&[x.as_ptr()], image.as_mut_ptr()));
+            let mut found = vec![0.0; output.extent()];
+            let near = |found: &[f32], name: &str| {
+                let tolerance = if name.contains("winograd") { 4e-6 } else { 1e-6 };
+                let what = format!("{name} of {taps} taps, {}", isa.name());
+                assert_near(found, &spread(&narrow(&y), output), tolerance * scale(&y), &what);
+            };
+            let learned = learned_stem(spec, Some(outputs), isa);
+            run(&learned, &[image.as_ptr()], &pack(&learned, &weight, Some(&bias)), found.as_mut_ptr());
+            near(&found, &learned.kernel.name());
+            for precision in [Precision::Exact, Precision::Fast] {
+                let held = stem(spec, &&weight[..], Some(&bias), precision, isa);
+                run_tiles(&*held, &Io::new(&[image.as_ptr()], found.as_mut_ptr()));
+                near(&found, &held.name());
+                let gradient = weight::weight_gradient_stem(spec, precision, isa);
+                let what = format!("{} of {taps} taps, {}", gradient.kernel.name(), isa.name());
+                check_weights(&gradient, &[&image, &dy], &expected, &what);
+                folds += [held.name(), what].iter().filter(|name| name.contains("winograd")).count();
+            }
+        }
     }
+    // All of 16 outputs and more, forward and back, but for the way back without strides.
+    assert_eq!(folds, (2 * 6 - 1) * Isa::available().len());
 }
 
 #[test]

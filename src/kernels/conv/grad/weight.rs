@@ -58,8 +58,11 @@ pub fn weight_gradient_norm(spec: ConvSpec, source: Source, isa: Isa) -> Option<
     pointwise::profitable(&spec, source).then(|| pointwise::weight_gradient(spec, source, isa))
 }
 
-/// For a convolution that was prepared by [`rows`](super::super::rows): its input holds its border.
-pub fn weight_gradient_rows(spec: ConvSpec, isa: Isa) -> WeightGradient {
+/// For a convolution that was prepared by [`stem`](super::super::stem()): its input holds its border.
+pub fn weight_gradient_stem(spec: ConvSpec, precision: Precision, isa: Isa) -> WeightGradient {
+    if let (Precision::Fast, Some(gradient)) = (precision, winograd::grad::weight_gradient_folded(spec, isa)) {
+        return gradient;
+    }
     let (channels, [_, kw], taps) = (spec.input.c, spec.window.kernel, spec.window.taps());
     let order = (0..spec.depth()).map(|i| {
         let (ky, kx, channel) = (i / (kw * channels), i / channels % kw, i % channels);

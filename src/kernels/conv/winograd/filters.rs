@@ -108,9 +108,20 @@ impl<P: Points> Task for Spread<'_, P> {
         let mut rows = [[[0.0; SIDE]; MOST_TAPS]; MOST_IN];
         for k in 0..channels {
             for n in 0..count {
-                let from = &taps[n * order.output + k * order.input..][..window];
-                for tap in 0..window {
-                    g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(from[order.tap(tap)]);
+                let of_output = &taps[n * order.output..];
+                match &order.folded {
+                    None => {
+                        let from = &of_output[k * order.input..][..window];
+                        for tap in 0..window {
+                            g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(from[order.tap(tap)]);
+                        }
+                    }
+                    Some(folded) => {
+                        for tap in 0..window {
+                            let value = folded.at(k, tap).map_or(0.0, |at| of_output[at]);
+                            g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(value);
+                        }
+                    }
                 }
             }
             for x in 0..P::TAPS {

@@ -28,6 +28,7 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
+mod columns;
 mod filters;
 pub mod grad;
 mod points;
@@ -35,12 +36,13 @@ mod points;
 mod tests;
 mod transform;
 
+use self::columns::{Columns, FEW};
 use self::filters::{SIDE, Spread};
-use self::points::{F2, F2Five, F2Strided, F3, F4, Points, Unstrided};
-use self::transform::{After, Before, OnLoad, Squares};
-use super::ConvSpec;
+use self::points::{F2, F2Five, F2Strided, F3, F3Four, F4, Points, Unstrided};
+use self::transform::{After, Before, OnLoad, Runs, Squares};
 use super::grid::Grid;
-use super::weights::{self, Direction, Learned, Order, Packed, Packing, fill_bias, held};
+use super::weights::{self, Direction, Folded, Learned, Order, Packed, Packing, fill_bias, held};
+use super::{ConvSpec, label};
 use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
 use crate::kernels::weights::whole;
@@ -49,6 +51,21 @@ use crate::shape::Placed;
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
+
+/// `$body` with `$P` standing for the transforms of a form.
+macro_rules! with_points {
+    ($form:expr, $P:ident => $body:expr) => {
+        with_points!(@ $form, $P => $body; F2 F3 F4 F2Five F3Four F2Strided Unstrided)
+    };
+    (@ $form:expr, $P:ident => $body:expr; $($name:ident)*) => {
+        match $form {
+            $(Form::$name => {
+                type $P = $name;
+                $body
+            })*
+        }
+    };
+}
 
 /// How many outputs are computed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +78,8 @@ pub enum Form {
     F4,
     /// F(2×2, 5×5): 2×2 outputs by 36 multiplications instead of 100; weights grow by 36/25.
     F2Five,
+    /// F(3×3, 4×4): 3×3 outputs by 36 multiplications instead of 144; weights grow by 36/16. For [stems](super::stem).
+    F3Four,
     /// F(2×2, 3×3) at stride 2: 2×2 outputs by 25 multiplications instead of 36; weights grow by 25/9.
     F2Strided,
     /// The way back through that: 4×4 gradients of inputs by as many multiplications. No convolution of its own.
@@ -69,21 +88,14 @@ pub enum Form {
 
 impl Form {
     /// Those of convolutions.
-    pub(super) const ALL: [Form; 5] = [Form::F2, Form::F3, Form::F4, Form::F2Five, Form::F2Strided];
+    pub(super) const ALL: [Form; 6] = [Form::F2, Form::F3, Form::F4, Form::F2Five, Form::F3Four, Form::F2Strided];
 
     /// Sides of a square of inputs and of outputs, taps and stride.
     const fn geometry(self) -> [usize; 4] {
         const fn of<P: Points>() -> [usize; 4] {
             [P::IN, P::OUT, P::TAPS, P::STRIDE]
         }
-        match self {
-            Form::F2 => of::<F2>(),
-            Form::F3 => of::<F3>(),
-            Form::F4 => of::<F4>(),
-            Form::F2Five => of::<F2Five>(),
-            Form::F2Strided => of::<F2Strided>(),
-            Form::Unstrided => of::<Unstrided>(),
-        }
+        with_points!(self, P => of::<P>())
     }
 
     /// Outputs along a side of a square.
@@ -110,6 +122,7 @@ impl Form {
             Form::F3 => [70, 55],
             Form::F4 => [110, 90],
             Form::F2Five => [110, 50],
+            Form::F3Four => [110, 70],
             Form::F2Strided | Form::Unstrided => [50, 40],
         }
     }
@@ -182,9 +195,10 @@ pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
     (LEAST_GAIN[usize::from(large(form))] * cost(form) < direct).then_some(form)
 }
 
-/// Whether there are enough channels for the transforms to save anything, and something to compute.
+/// Whether there are enough channels for the transforms to save anything, and something to compute. That those of images, the
+/// fewest, leave registers empty costs little: what comes out has more.
 pub(super) fn fills_registers(spec: &ConvSpec) -> bool {
-    spec.input.c.min(spec.output.c) >= LEAST_CHANNELS && spec.output.pixels() > 0
+    spec.output.c >= LEAST_CHANNELS && spec.output.pixels() > 0
 }
 
 /// A convolution of one group without dilation whose window the form is for; see [`Form::applies`].
@@ -206,7 +220,8 @@ pub(super) fn unstrided(spec: ConvSpec, store: Store, isa: Isa) -> Option<Learne
         ..spec
     };
     let squares = spec.input.n * form.across(&turned).iter().product::<usize>();
-    let applies = Form::F2Strided.applies(&spec) && spec.placed.before == [1, 1] && fills_registers(&spec);
+    let applies =
+        Form::F2Strided.applies(&spec) && spec.placed.before == [1, 1] && [spec, turned].iter().all(fills_registers);
     let weights = spec.output.c * spec.depth();
     let learned = || weights::learned(Box::new(Winograd::new(turned, form, isa)), Direction::Backward, weights, None);
     (applies && form.pays(squares, &spec)).then(learned)
@@ -216,6 +231,10 @@ pub(super) fn unstrided(spec: ConvSpec, store: Store, isa: Isa) -> Option<Learne
 pub(super) struct Winograd {
     spec: ConvSpec,
     form: Form,
+    /// What the convolution was, if its image is folded.
+    folded: Option<Folded>,
+    /// Whether the products are those of few channels: [`Columns`] instead of M.
+    few: bool,
     /// The clamp behind a norm that is applied to the input, by the table at `inputs[2]`.
     norm: Option<Option<Activation>>,
     /// Whether the map at `inputs[1]` is no summand but says which outputs are zero; see [`masking`](Self::masking).
@@ -225,7 +244,7 @@ pub(super) struct Winograd {
     weights: Packed,
     /// What outputs are clamped to.
     range: [f32; 2],
-    /// What lies in the padding: zeros for every channel.
+    /// What lies in the padding: zeros as far as the channels of a pixel reach.
     zero: AlignedBuf,
     /// Squares down and across an image.
     across: [usize; 2],
@@ -238,6 +257,9 @@ pub(super) struct Winograd {
     ld_m: usize,
     stride_m: usize,
 }
+
+/// Floats behind the last square of a folded image: two cache lines, so that an odd number of them stays odd.
+const ROOM: usize = 32;
 
 /// Bytes of V that stay in the second cache beside M and the weights in use.
 const V_BYTES: usize = 512 << 10;
@@ -262,7 +284,9 @@ impl Winograd {
         let across = form.across(&spec);
         let ld_v = inputs.next_multiple_of(lanes);
         let grid = cut(spec.output.n * across[0] * across[1], &gemm, ld_v);
-        let squares = grid.tile_rows();
+        let few = inputs <= FEW && !gemm.is_narrow() && spec.epilogue.residual.is_none();
+        let ld_v = if few { FEW } else { ld_v };
+        let squares = grid.tile_rows().next_multiple_of(if few { columns::SIDE } else { 1 });
         let ld_m = gemm.columns(0).len().next_multiple_of(lanes);
         // An odd number of cache lines: positions must not fall into the same set of the first cache.
         let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
@@ -272,6 +296,8 @@ impl Winograd {
         Winograd {
             spec,
             form,
+            folded: None,
+            few,
             norm: None,
             masks: false,
             gemm,
@@ -290,6 +316,12 @@ impl Winograd {
     /// Behind a norm, which is applied while the input is read.
     pub(super) fn behind(self, clamp: Option<Activation>) -> Self {
         Winograd { norm: Some(clamp), ..self }
+    }
+
+    /// Of a folded image, as the convolution that this was reads it, with that one's weights.
+    pub(super) fn folded(self, folded: Folded) -> Self {
+        let zero = AlignedBuf::zeros(Runs::of(self.spec.input, Some(folded)).reach());
+        Winograd { folded: Some(folded), stride_v: self.stride_v + ROOM, zero, ..self }
     }
 
     /// The way back through a ReLU on the way: the map that would be the residual is the ReLU's output, and outputs are zero
@@ -325,7 +357,7 @@ impl Winograd {
             let input = io.inputs[0];
             let zero = self.zero.as_ptr();
             isa.run(Before::<P> {
-                squares: Squares { spec: &self.spec, across: self.across, zero },
+                squares: Squares { spec: &self.spec, across: self.across, zero, folded: self.folded },
                 tiles: squares.clone(),
                 input,
                 norm: self.norm.map(|clamp| OnLoad::new(io.inputs[2], self.spec.input.c, clamp)),
@@ -338,7 +370,13 @@ impl Winograd {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table, stride: count, skip: 0 };
                 let each = Each { apart: Some(self.ld_v), c: m, ld: self.ld_m, stride: self.stride_m };
-                self.gemm.run_each(packed, count, rows, panel, each);
+                if self.few {
+                    let registers = self.gemm.width(panel) / isa.lanes();
+                    let u = packed.add(self.gemm.weights_of(panel).start);
+                    isa.run(Columns::<P> { of: self, count, registers, u, v, half: m, points: PhantomData });
+                } else {
+                    self.gemm.run_each(packed, count, rows, panel, each);
+                }
                 let bias = packed.add(self.gemm.bias_at());
                 let tiles = squares.clone();
                 isa.run(After::<P> { of: self, tiles, columns, io, bias, m, waste, points: PhantomData });
@@ -378,21 +416,9 @@ impl WinogradPacking {
     /// Transforms the filters of up to 16 columns of a panel, from column `first` on; `taps` starts with theirs.
     fn spread(&self, taps: &[f32], [first, count, width]: [usize; 3], values: &mut [f32]) {
         let (order, channels, isa) = (self.order, self.gemm.extent().k, self.gemm.isa());
-        // SAFETY: the tasks have no condition of their own.
-        unsafe {
-            match self.form {
-                Form::F2 => isa.run(Spread::<F2>::new(taps, order, [channels, first, count, width], values)),
-                Form::F3 => isa.run(Spread::<F3>::new(taps, order, [channels, first, count, width], values)),
-                Form::F4 => isa.run(Spread::<F4>::new(taps, order, [channels, first, count, width], values)),
-                Form::F2Five => isa.run(Spread::<F2Five>::new(taps, order, [channels, first, count, width], values)),
-                Form::F2Strided => {
-                    isa.run(Spread::<F2Strided>::new(taps, order, [channels, first, count, width], values))
-                }
-                Form::Unstrided => {
-                    isa.run(Spread::<Unstrided>::new(taps, order, [channels, first, count, width], values))
-                }
-            }
-        }
+        let task = [channels, first, count, width];
+        // SAFETY: the task has no condition of its own.
+        unsafe { with_points!(self.form, P => isa.run(Spread::<P>::new(taps, order, task, values))) }
     }
 }
 
@@ -418,7 +444,7 @@ impl Packing for WinogradPacking {
         if !columns.len().is_multiple_of(SIDE) {
             values.fill(0.0);
         }
-        let depth = self.order.taps * self.gemm.extent().k;
+        let depth = self.order.output;
         for start in columns.clone().step_by(SIDE) {
             let end = columns.end.min(start + SIDE);
             let part = [start - columns.start, end - start, width];
@@ -438,7 +464,9 @@ impl Packing for WinogradPacking {
 impl super::weights::Form for Winograd {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
         let (form, gemm) = (self.form, self.gemm.clone());
-        Box::new(WinogradPacking { form, gemm, order: direction.order(&self.spec) })
+        let order = direction.order(&self.spec);
+        let order = self.folded.map_or(order, |folded| order.folded(folded));
+        Box::new(WinogradPacking { form, gemm, order })
     }
 
     fn hold(&mut self, packed: AlignedBuf) {
@@ -452,12 +480,8 @@ impl Kernel for Winograd {
         let norm = if self.norm.is_some() { "norm_" } else { "" };
         let masks = if self.masks { "masking_" } else { "" };
         let back = if self.form == Form::Unstrided { "unstrided_" } else { "" };
-        format!(
-            "{norm}{masks}{back}winograd_{m}x{m}_{}_{} {}",
-            self.spec.label(),
-            self.gemm.tile_name(),
-            self.gemm.isa().name()
-        )
+        let label = self.folded.map_or(self.spec.label(), |folded| format!("folded_{}", label(&folded.window)));
+        format!("{norm}{masks}{back}winograd_{m}x{m}_{label}_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
     }
 
     fn tiles(&self) -> usize {
@@ -475,15 +499,6 @@ impl Kernel for Winograd {
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         assert!(tile < self.tiles() && scratch.len() >= self.scratch());
         // SAFETY: passed on.
-        unsafe {
-            match self.form {
-                Form::F2 => self.tile::<F2>(tile, io, scratch),
-                Form::F3 => self.tile::<F3>(tile, io, scratch),
-                Form::F4 => self.tile::<F4>(tile, io, scratch),
-                Form::F2Five => self.tile::<F2Five>(tile, io, scratch),
-                Form::F2Strided => self.tile::<F2Strided>(tile, io, scratch),
-                Form::Unstrided => self.tile::<Unstrided>(tile, io, scratch),
-            }
-        }
+        unsafe { with_points!(self.form, P => self.tile::<P>(tile, io, scratch)) }
     }
 }

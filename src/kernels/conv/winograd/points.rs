@@ -63,6 +63,10 @@ pub(super) struct F4;
 #[derive(Clone, Copy)]
 pub(super) struct F2Five;
 
+/// Four taps at the points of [`F4`].
+#[derive(Clone, Copy)]
+pub(super) struct F3Four;
+
 /// Stride 2: the even inputs meet two of the taps at the points 0, 1, ∞, the odd ones the third as they are.
 #[derive(Clone, Copy)]
 pub(super) struct F2Strided;
@@ -242,6 +246,43 @@ impl Points for F2Five {
     }
 }
 
+impl Points for F3Four {
+    const IN: usize = 6;
+    const OUT: usize = 3;
+    const TAPS: usize = 4;
+    const PAIRS: usize = 2;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = [
+        [1.0, 0.0, 0.0, 0.0, 0.0],
+        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 0.0],
+        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, -ROOT_TWO / 3.0, 0.0],
+        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0, ROOT_TWO / 3.0, 0.0],
+        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0, -ROOT_TWO / 3.0, 0.0],
+        [0.0, 0.0, 0.0, 1.0, 0.0],
+    ];
+
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { F4::before::<S>(d) }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let (even, odd) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            let (even_far, odd_far) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            [
+                S::add(m[0], S::add(even, even_far)),
+                S::fma(t, odd_far, S::mul(s, odd)),
+                S::fma(S::splat(2.0), even_far, S::fma(S::splat(0.5), even, m[5])),
+                S::zero(),
+            ]
+        }
+    }
+}
+
 impl Points for F2Strided {
     const IN: usize = 5;
     const OUT: usize = 2;
@@ -300,6 +341,31 @@ impl Turned for F2Strided {
     unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
         // SAFETY: passed on.
         unsafe { [y[0], S::add(y[0], y[1]), y[1], y[0], y[1], S::zero()] }
+    }
+}
+
+impl Turned for F2Five {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let (odd, odd_far) = (S::mul(s, y[1]), S::mul(t, y[1]));
+            [y[0], S::add(y[0], odd), S::sub(y[0], odd), S::add(y[0], odd_far), S::sub(y[0], odd_far), y[1]]
+        }
+    }
+}
+
+impl Turned for F3Four {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            let (even, even_far) = (S::fma(S::splat(0.5), y[2], y[0]), S::fma(S::splat(2.0), y[2], y[0]));
+            let (odd, odd_far) = (S::mul(s, y[1]), S::mul(t, y[1]));
+            [y[0], S::add(even, odd), S::sub(even, odd), S::add(even_far, odd_far), S::sub(even_far, odd_far), y[2]]
+        }
     }
 }
 

@@ -162,6 +162,7 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
     check::<F2>();
     check::<F4>();
     check::<F2Five>();
+    check::<F3Four>();
     check::<F2Strided>();
 }
 
@@ -174,7 +175,7 @@ fn every_border_and_every_number_of_channels() {
             }
         }
     }
-    for window in [[5, 1], [3, 2]] {
+    for window in [[5, 1], [4, 1], [3, 2]] {
         for size in [[1, 1], [2, 3], [5, 7], [13, 13], [14, 14], [8, 3]] {
             for (pad, gap) in [(window[0] / 2, 0), (4, 3), (0, 5)] {
                 if size[0].min(size[1]) + 2 * pad >= window[0] {
@@ -183,7 +184,7 @@ fn every_border_and_every_number_of_channels() {
             }
         }
     }
-    for channels in [[16, 100], [100, 16], [33, 64], [64, 17], [64, 130], [3, 5]] {
+    for channels in [[12, 64], [3, 33], [16, 100], [100, 16], [33, 64], [64, 17], [64, 130], [3, 5]] {
         check(Case { channels, gap: 1, size: [9, 10], ..BASE });
     }
 }
@@ -193,7 +194,9 @@ fn every_activation_follows_bias_and_residual() {
     use Activation::*;
     for activation in [None, Some(Relu), Some(Relu6), Some(Silu), Some(Sigmoid), Some(HardSwish), Some(HardSigmoid)] {
         for residual in [false, true] {
-            check(Case { activation, residual, channels: [20, 37], size: [6, 5], gap: 2, ..BASE });
+            for inputs in [20, 12] {
+                check(Case { activation, residual, channels: [inputs, 37], size: [6, 5], gap: 2, ..BASE });
+            }
         }
     }
 }
@@ -203,6 +206,7 @@ fn many_blocks_and_panels_join_without_a_seam() {
     check(Case { size: [61, 40], channels: [64, 70], batch: 2, ..BASE });
     check(Case { size: [27, 27], channels: [64, 192], window: [5, 1], pad: 2, ..BASE });
     check(Case { size: [28, 29], channels: [48, 80], window: [3, 2], batch: 2, ..BASE });
+    check(Case { size: [59, 40], channels: [12, 70], window: [4, 1], pad: 0, batch: 2, ..BASE });
     check(Case { size: [14, 14], channels: [128, 256], residual: true, gap: 16, ..BASE });
 }
 
@@ -254,7 +258,8 @@ fn the_cost_model_knows_where_weights_decide() {
         (1, 224, [64, 64], Some(Form::F4)),
         (1, 28, [128, 32], Some(Form::F4)),
         (1, 1, [64, 64], None),
-        (1, 56, [3, 64], None),
+        (1, 56, [3, 64], Some(Form::F4)),
+        (1, 32, [3, 16], None),
         (1, 56, [64, 8], None),
     ] {
         assert_eq!(chosen(batch, size, channels), form, "{channels:?} at {size}, batch {batch}");
@@ -291,10 +296,16 @@ fn tiles_suffice_for_a_few_threads() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn machine_code_of_the_transforms_keeps_what_fits_in_registers() {
+    use super::columns::{Columns, SIDE};
     use super::points::F4;
     use super::transform::{After, Before};
     use crate::simd::codegen;
     for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
+        if isa.registers() >= 32 && !codegen::arithmetic_is_checked() {
+            let loops = codegen::loops(isa.entry::<Columns<'static, F3Four>>() as *const ());
+            let what = format!("F3Four columns {}", isa.name());
+            codegen::with_products(&loops, isa, 6 * SIDE, &what).assert_in_registers(&what, 0);
+        }
         for (what, entry) in [
             ("F4 before", isa.entry::<Before<'static, F4>>() as *const ()),
             ("F4 after", isa.entry::<After<'static, F4>>() as *const ()),

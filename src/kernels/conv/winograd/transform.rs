@@ -8,6 +8,7 @@ use super::Winograd;
 use super::points::{MOST_IN, MOST_OUT, Points, Turned};
 use crate::activation::Activation;
 use crate::kernels::conv::ConvSpec;
+use crate::kernels::conv::weights::Folded;
 use crate::kernels::gemm::clamp_of;
 use crate::kernels::norm::train::{SCALE, SHIFT};
 use crate::kernels::{Io, Map};
@@ -24,8 +25,38 @@ pub(super) struct Squares<'a> {
     pub(super) spec: &'a ConvSpec,
     /// Squares down and across an image.
     pub(super) across: [usize; 2],
-    /// What lies in the padding: zeros for every channel.
+    /// What lies in the padding: zeros as far as the channels of a pixel reach.
     pub(super) zero: *const f32,
+    /// What the convolution was, if its image is folded.
+    pub(super) folded: Option<Folded>,
+}
+
+/// How the channels of a pixel lie: all together or, if it is folded of several, in the rows that these lie in.
+pub(super) struct Runs {
+    count: usize,
+    /// Channels of a run.
+    len: usize,
+    /// Floats from pixel to pixel and, in the memory of the image, from row to row.
+    ld: usize,
+    line: usize,
+}
+
+impl Runs {
+    /// Floats from the first channel of a pixel to one past its last.
+    pub(super) fn reach(&self) -> usize {
+        (self.count - 1) * self.line + self.len
+    }
+
+    pub(super) fn of(Map { w, c, ld, .. }: Map, folded: Option<Folded>) -> Self {
+        match folded {
+            None => Runs { count: 1, len: c, ld, line: w * ld },
+            Some(folded) => {
+                let [count, across] = folded.window.stride;
+                let len = across * folded.channels;
+                Runs { count, len, ld: len, line: w * len }
+            }
+        }
+    }
 }
 
 /// A batch norm and a clamp that are applied to what is read: `clamp(x · scale + shift)`. The padding stays zero.
@@ -44,7 +75,8 @@ impl OnLoad {
     }
 }
 
-/// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`.
+/// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`. Of a folded image, up to a register's floats
+/// behind the last tile's are written too.
 pub(super) struct Before<'a, P> {
     pub(super) squares: Squares<'a>,
     pub(super) tiles: Range<usize>,
@@ -63,8 +95,9 @@ impl<P: Points> Task for Before<'_, P> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (Squares { spec, across, zero }, first) = (self.squares, self.tiles.start);
-        let Map { h, w, c, ld, .. } = spec.input;
+        let (Squares { spec, across, zero, folded }, first) = (self.squares, self.tiles.start);
+        let Map { h, w, .. } = spec.input;
+        let Runs { count, len, ld, line } = Runs::of(spec.input, folded);
         // From a square to what is new in the next one.
         let (ahead, new) = (P::STEP * ld, P::SEEN.saturating_sub(P::STEP)..P::SEEN);
         for tile in self.tiles.clone() {
@@ -77,42 +110,47 @@ impl<P: Points> Task for Before<'_, P> {
             for i in 0..P::IN {
                 // Wrapping: a coordinate before the image becomes a huge one.
                 let y = y0.wrapping_add(i);
-                let line = self.input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(w * ld));
+                let row = self.input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(count * line));
                 for j in 0..P::IN {
                     let x = x0.wrapping_add(j);
-                    at[i * P::IN + j] = if y < h && x < w { line.wrapping_add(x * ld) } else { zero };
+                    at[i * P::IN + j] = if y < h && x < w { row.wrapping_add(x * ld) } else { zero };
                 }
             }
-            // SAFETY: every pointer has `c` channels behind it, and V has room for whole registers of them.
-            unsafe {
-                let to = self.v.add((tile - first) * self.ld);
-                let whole = c / S::LANES * S::LANES;
-                let mut channel = 0;
-                while channel < whole {
-                    for i in 0..P::IN * P::SEEN {
-                        if new.contains(&(i % P::IN)) {
-                            S::prefetch_far(at[i].wrapping_add(ahead + channel));
+            for run in 0..count {
+                // SAFETY: every pointer has the channels of every run behind it, and V has room for whole registers of them.
+                unsafe {
+                    let to = self.v.add((tile - first) * self.ld + run * len);
+                    let whole = len / S::LANES * S::LANES;
+                    let mut channel = 0;
+                    while channel < whole {
+                        let skip = run * line + channel;
+                        for i in 0..P::IN * P::SEEN {
+                            if new.contains(&(i % P::IN)) {
+                                S::prefetch_far(at[i].wrapping_add(ahead + skip));
+                            }
                         }
+                        let (to, plain) = (to.add(channel), |from: *const f32| S::load(from.add(skip)));
+                        match self.norm.map(|norm| Normed::<S>::new(norm, channel, None)) {
+                            None => square_before::<S, P>(&at, plain, to, self.stride),
+                            Some(norm) if inside => {
+                                square_before::<S, P>(&at, |from| norm.of(plain(from)), to, self.stride);
+                            }
+                            Some(norm) => {
+                                let some = |from| norm.unless(from == zero, plain(from));
+                                square_before::<S, P>(&at, some, to, self.stride);
+                            }
+                        }
+                        channel += S::LANES;
                     }
-                    let (to, plain) = (to.add(channel), |from: *const f32| S::load(from.add(channel)));
-                    match self.norm.map(|norm| Normed::<S>::new(norm, channel, None)) {
-                        None => square_before::<S, P>(&at, plain, to, self.stride),
-                        Some(norm) if inside => {
-                            square_before::<S, P>(&at, |from| norm.of(plain(from)), to, self.stride);
-                        }
-                        Some(norm) => {
-                            square_before::<S, P>(&at, |from| norm.unless(from == zero, plain(from)), to, self.stride);
-                        }
-                    }
-                    channel += S::LANES;
-                }
-                if channel < c {
-                    let mask = S::mask(c - channel);
-                    let (to, some) = (to.add(channel), |from: *const f32| S::load_masked(from.add(channel), mask));
-                    match self.norm.map(|norm| Normed::<S>::new(norm, channel, Some(mask))) {
-                        None => square_before::<S, P>(&at, some, to, self.stride),
-                        Some(norm) => {
-                            square_before::<S, P>(&at, |from| norm.unless(from == zero, some(from)), to, self.stride);
+                    if channel < len {
+                        let (mask, skip) = (S::mask(len - channel), run * line + channel);
+                        let (to, some) = (to.add(channel), |from: *const f32| S::load_masked(from.add(skip), mask));
+                        match self.norm.map(|norm| Normed::<S>::new(norm, channel, Some(mask))) {
+                            None => square_before::<S, P>(&at, some, to, self.stride),
+                            Some(norm) => {
+                                let some = |from| norm.unless(from == zero, some(from));
+                                square_before::<S, P>(&at, some, to, self.stride);
+                            }
                         }
                     }
                 }
@@ -207,7 +245,7 @@ impl<P: Turned> Task for Turn<'_, P> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (Squares { spec, across, zero }, first) = (self.squares, self.tiles.start);
+        let (Squares { spec, across, zero, .. }, first) = (self.squares, self.tiles.start);
         let Map { h, w, ld, .. } = spec.output;
         for tile in self.tiles.clone() {
             let [image, oy, ox] = origin::<P>(tile, across);
@@ -308,9 +346,10 @@ impl<P: Points> Task for After<'_, P> {
                     let bias = S::load(self.bias.add(columns.start + channel));
                     let square = Square { pixels, channel, from, stride: of.stride_m, range: of.range };
                     match epilogue.residual {
-                        None => square.after::<S, P, { Beside::Nothing as u8 }>(bias, mask),
-                        Some(_) if of.masks => square.after::<S, P, { Beside::Mask as u8 }>(bias, mask),
-                        Some(_) => square.after::<S, P, { Beside::Residual as u8 }>(bias, mask),
+                        None if of.few => square.after::<S, P, { Beside::Nothing as u8 }, true>(bias, mask),
+                        None => square.after::<S, P, { Beside::Nothing as u8 }, false>(bias, mask),
+                        Some(_) if of.masks => square.after::<S, P, { Beside::Mask as u8 }, false>(bias, mask),
+                        Some(_) => square.after::<S, P, { Beside::Residual as u8 }, false>(bias, mask),
                     }
                     if smooth.is_some() {
                         // Not above, where it would be unrolled for every pixel.
@@ -374,11 +413,17 @@ struct Square<'a> {
 
 impl Square<'_> {
     #[inline(always)]
-    unsafe fn after<S: Simd, P: Points, const BESIDE: u8>(&self, bias: S::V, mask: S::M) {
+    unsafe fn after<S: Simd, P: Points, const BESIDE: u8, const HALF: bool>(&self, bias: S::V, mask: S::M) {
         // SAFETY: passed on.
         unsafe {
             let mut half = [[S::zero(); MOST_IN]; MOST_OUT];
             for j in 0..P::IN {
+                if HALF {
+                    for i in 0..P::OUT {
+                        half[i][j] = S::load(self.from.add((i * P::IN + j) * self.stride));
+                    }
+                    continue;
+                }
                 let mut m = [S::zero(); MOST_IN];
                 for i in 0..P::IN {
                     m[i] = S::load(self.from.add((i * P::IN + j) * self.stride));
