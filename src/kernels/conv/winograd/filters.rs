@@ -1,4 +1,4 @@
-//! The transform of filters by the [`points`](super::points) of a form, in f64, and its way back.
+//! The transform of filters by the [`points`](super::points) of a form, in f64, and its way back in f32.
 
 use super::points::{MOST_IN, MOST_TAPS, Points};
 use crate::kernels::conv::weights::Order;
@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 /// Filters that are transformed side by side.
 pub(super) const SIDE: usize = 16;
 
-/// `G·g` in f64, or `Gᵀ·s`: what comes out of one line of a square.
+/// `G·g` in f64: what comes out of one line of a square.
 type Line<const N: usize> = [[f64; SIDE]; N];
 
 /// `sum += factor · values`, side by side. Factors are constants, and most are zero in half of the taps.
@@ -43,22 +43,29 @@ fn spread<P: Points>(g: &Line<MOST_TAPS>) -> Line<MOST_IN> {
     line
 }
 
-/// `Gᵀ·s`, the way back through [`spread`].
+/// `Gᵀ·s`, the way back through [`spread`], in f32: of what comes in, every sum is rounded already.
 #[inline(always)]
-pub(super) fn gather<P: Points>(s: &Line<MOST_IN>) -> Line<MOST_TAPS> {
-    let mut line = [[0.0; SIDE]; MOST_TAPS];
+pub(super) fn gather<P: Points>(s: &[[f32; SIDE]; MOST_IN]) -> [[f32; SIDE]; MOST_TAPS] {
+    let mut line = [[0.0f32; SIDE]; MOST_TAPS];
+    let mut add = |y: usize, factor: f64, values: &[f32; SIDE]| {
+        if factor != 0.0 {
+            for n in 0..SIDE {
+                line[y][n] += factor as f32 * values[n];
+            }
+        }
+    };
     for i in 0..P::IN {
         if i == 0 || i > 2 * P::PAIRS {
             for y in 0..P::TAPS {
-                add(&mut line[y], P::G[i][y], &s[i]);
+                add(y, P::G[i][y], &s[i]);
             }
         } else if i % 2 == 1 {
-            let [mut even, mut odd] = [[0.0; SIDE]; 2];
+            let [mut even, mut odd] = [[0.0f32; SIDE]; 2];
             for n in 0..SIDE {
                 (even[n], odd[n]) = (s[i][n] + s[i + 1][n], s[i][n] - s[i + 1][n]);
             }
             for y in 0..P::TAPS {
-                add(&mut line[y], P::G[i][y], if y % 2 == 0 { &even } else { &odd });
+                add(y, P::G[i][y], if y % 2 == 0 { &even } else { &odd });
             }
         }
     }

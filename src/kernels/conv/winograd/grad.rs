@@ -401,21 +401,21 @@ impl Back {
     }
 }
 
-/// `Gᵀ·dU·G` of up to 16 pairs, in f64, as the weights go.
+/// `Gᵀ·dU·G` of up to 16 pairs.
 #[inline(always)]
 fn back<P: Turned>(sums: &[[f32; SIDE]; MOST_IN * MOST_IN]) -> [[f32; SIDE]; MOST_TAPS * MOST_TAPS] {
     // Rows of Gᵀ·dU.
     let mut rows = [[[0.0; SIDE]; MOST_IN]; MOST_TAPS];
     for j in 0..P::IN {
         let mut column = [[0.0; SIDE]; MOST_IN];
-        (0..P::IN).for_each(|i| column[i] = sums[i * P::IN + j].map(f64::from));
+        (0..P::IN).for_each(|i| column[i] = sums[i * P::IN + j]);
         let column = gather::<P>(&column);
         (0..P::TAPS).for_each(|a| rows[a][j] = column[a]);
     }
     let mut taps = [[0.0f32; SIDE]; MOST_TAPS * MOST_TAPS];
     for a in 0..P::TAPS {
         let row = gather::<P>(&rows[a]);
-        (0..P::TAPS).for_each(|b| taps[a * P::TAPS + b] = row[b].map(|sum| sum as f32));
+        (0..P::TAPS).for_each(|b| taps[a * P::TAPS + b] = row[b]);
     }
     taps
 }
