@@ -4,7 +4,7 @@
 use convzoo::graph::{Layer, Node, concat, layer_fn};
 use convzoo::layers::*;
 use convzoo::simd::Isa;
-use convzoo::{Activation, Model, PlanOptions, Tensor};
+use convzoo::{Activation, Model, PlanOptions, Precision, Tensor};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 /// Random values for every parameter, running statistics included, so that folding has something to fold.
@@ -308,6 +308,22 @@ fn an_inverted_residual_runs_in_three_steps_unless_its_inside_is_wanted() {
     let text = plan(PlanOptions::new().feature("1.block.0").feature("1.block.2")).explain();
     assert!(text.contains("expansion stays a step of its own: `1.block.0.0` is read 2 times"), "{text}");
     assert!(text.contains("the gate stays a step of its own: what it makes is not read by one 1×1"), "{text}");
+}
+
+#[test]
+fn a_stem_folds_its_image_unless_plain_sums_are_asked_for() {
+    for (kernel, stride, name) in [(7, 2, "folded_k7s2"), (11, 4, "folded_k11s4"), (3, 2, "rows_k3s2")] {
+        let net = (Conv2d::k(kernel, 64).stride(stride), ClassifierHead::new(10));
+        let model = shaken(Model::new(&net, &mut StdRng::seed_from_u64(1)).unwrap(), 2);
+        let input = image([2, 3, 66, 71], 3);
+        let wanted = model.reference::<f64>(&input).unwrap();
+        for (precision, name) in [(Precision::Fast, name), (Precision::Exact, "rows_k")] {
+            let mut plan = model.plan_with([2, 3, 66, 71], &PlanOptions::new().precision(precision)).unwrap();
+            assert!(plan.explain().contains(name), "{}", plan.explain());
+            let error = relative_error(plan.run(&input).unwrap().logits().as_slice(), &wanted.data);
+            assert!(error < 2e-6, "{kernel}×{kernel}: {error:e}");
+        }
+    }
 }
 
 #[test]

@@ -176,26 +176,31 @@ impl<'a> Search<'a> {
     fn improve(&mut self, start: Choice<'a>) -> Result<Choice<'a>> {
         let mut fixed = vec![false; self.costs.len()];
         let mut best = self.descend(start, &fixed, TRIALS)?;
-        'better: while best.fullest.floats > self.enough {
-            for value in best.returned() {
-                let Some(cost) = self.costs[value.index()].filter(|_| !fixed[value.index()] && self.trials > 0) else {
-                    continue;
-                };
-                self.trials -= 1;
-                fixed[value.index()] = true;
-                let mut next = best.with(self.task, value, -cost)?;
-                if next.fullest.floats >= best.fullest.floats {
-                    next = self.descend(next, &fixed, AHEAD)?;
-                }
-                if next.fullest.floats < best.fullest.floats {
-                    best = self.descend(next, &fixed, TRIALS)?;
-                    continue 'better;
-                }
-                fixed[value.index()] = false;
-            }
-            break;
+        while best.fullest.floats > self.enough {
+            let Some(better) = self.keep_one(&best, &mut fixed)? else { break };
+            best = better;
         }
         Ok(best)
+    }
+
+    /// A better choice that keeps a value which `best` computes again, if there is one; it stays `fixed`.
+    fn keep_one(&mut self, best: &Choice<'a>, fixed: &mut [bool]) -> Result<Option<Choice<'a>>> {
+        for value in best.returned() {
+            let Some(cost) = self.costs[value.index()].filter(|_| !fixed[value.index()] && self.trials > 0) else {
+                continue;
+            };
+            self.trials -= 1;
+            fixed[value.index()] = true;
+            let mut next = best.with(self.task, value, -cost)?;
+            if next.fullest.floats >= best.fullest.floats {
+                next = self.descend(next, fixed, AHEAD)?;
+            }
+            if next.fullest.floats < best.fullest.floats {
+                return self.descend(next, fixed, TRIALS).map(Some);
+            }
+            fixed[value.index()] = false;
+        }
+        Ok(None)
     }
 
     /// Gives up one value after the other as long as memory becomes less full where it is fullest, and is not empty enough,

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::exec::memory::{Place, parts};
 use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op};
-use crate::kernels::norm::train::{self as norm, Chain, Statistic, Sums, Through};
+use crate::kernels::norm::train::{self as norm, Chain, Partial, Statistic, Sums, Through};
 use crate::kernels::pool::grad as pool;
 use crate::kernels::{Store, elementwise, gradient, layout, noise};
 
@@ -325,20 +325,38 @@ impl<'a> Author<'a> {
             (None, Some(activation)) if !cuts_off(activation) && alone => Some(in_place),
             (None, _) => None,
         };
-        let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
-        let store = stored.map(|(place, store)| (place.map.ld, store));
-        let chain =
-            Chain { gradient: from.map, gate, input: x.map.ld, through, sums: Sums::Norm, store, scaled: false };
-        let to = stored.map_or(At::None, |(place, _)| place.into());
-        let inputs = [from.into(), x.into(), table, output, At::None, means];
-        let draft = Draft::new(norm::chain(chain, self.isa), &inputs, partial);
-        self.sketch.push_behind(draft.also([to, At::None]));
+        let (partial, sums) = match gated.and_then(|gated| Some((gated.moments?, gate?))) {
+            Some((moments, gate)) => {
+                let partial = self.sketch.buffer(Sums::Norm.rows() * from.map.n * from.map.c);
+                let kernel = norm::gated_sums(from.map, gate, self.isa);
+                self.sketch.push(Draft::new(kernel, &[moments, factor, means], partial));
+                (Partial::Images, partial)
+            }
+            None => {
+                let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
+                let store = stored.map(|(place, store)| (place.map.ld, store));
+                let chain = Chain {
+                    gradient: from.map,
+                    gate,
+                    input: x.map.ld,
+                    through,
+                    sums: Sums::Norm,
+                    store,
+                    scaled: false,
+                };
+                let to = stored.map_or(At::None, |(place, _)| place.into());
+                let inputs = [from.into(), x.into(), table, output, At::None, means];
+                let draft = Draft::new(norm::chain(chain, self.isa), &inputs, partial);
+                self.sketch.push_behind(draft.also([to, At::None]));
+                (Partial::Blocks, partial)
+            }
+        };
 
         let statistic = self.statistic(unit);
         let coefficients = self.sketch.buffer(norm::BACKWARD_ROWS * from.map.c);
-        let kernel = norm::backward_statistics(from.map, statistic, self.isa);
+        let kernel = norm::backward_statistics(from.map, partial, statistic, self.isa);
         let affine = self.affine_gradients(unit);
-        self.sketch.push(Draft::new(kernel, &[partial, table], coefficients).also(affine));
+        self.sketch.push(Draft::new(kernel, &[sums, table], coefficients).also(affine));
         if shared {
             self.share(shortcut.expect("it is shared"), from);
         }

@@ -362,10 +362,8 @@ impl<'a> Author<'a> {
             let bias_len = bias.map(|_| rows.len());
             let to = slice(self.value(unit.output), rows.start, rows.len());
             spec.output = to.map;
-            let absent = absent.map(|Absent { clamp, .. }| {
-                let learned = conv::learned_norm(spec, clamp, self.options.precision, self.isa);
-                learned.expect("a norm is left to a convolution that can apply it")
-            });
+            let behind = |Absent { clamp, .. }| conv::learned_norm(spec, clamp, self.options.precision, self.isa);
+            let absent = absent.map(behind);
             let plain = || match (self.sampling(unit), bordered) {
                 (Some(sampling), _) => conv::learned_deform(spec, sampling, bias_len, self.isa),
                 (None, true) => conv::learned_stem(spec, bias_len, self.isa),

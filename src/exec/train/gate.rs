@@ -2,7 +2,8 @@
 //!
 //! Where the gate follows from the means of the very map it is applied to, and a norm has made that map, as in
 //! squeeze-and-excitation, nothing is written: the gradient of the map is `dz · gate + dm / pixels`, with `dz` the gradient of
-//! the product and `dm` that of the means, and the passes of the norm compute it from these while they read.
+//! the product and `dm` that of the means, and the passes of the norm compute it from these while they read. Without a function
+//! behind the norm, the gradient of the gate and the norm's sums follow from the same few moments of every image.
 
 use super::forward::Author;
 use super::sketch::{At, Draft};
@@ -24,6 +25,8 @@ pub(super) struct Gated {
     means: Option<Place>,
     /// Whether nobody else reads the gradient of the product any more.
     pub(super) alone: bool,
+    /// The moments of every image that the sums of the norm follow from, if no function stands behind it.
+    pub(super) moments: Option<At>,
 }
 
 impl Gated {
@@ -48,10 +51,15 @@ impl Author<'_> {
         self.activation_and_bias(unit, At::None)?;
         let from = self.arrival(unit.output);
         let b = self.kept_value(unit.inputs[1])?;
-        self.gate_backward(unit, from)?;
+        let gated = self.follows_from_means(unit);
+        let moments = if gated { self.gate_from_moments(unit, from)? } else { None };
+        if moments.is_none() {
+            self.gate_backward(unit, from)?;
+        }
         let inherits = unit.residual.is_some_and(|value| self.needed[value.index()] && self.may_share(value));
-        if self.follows_from_means(unit) {
-            self.gated[unit.inputs[0].index()] = Some(Gated { from, factor: b, means: None, alone: !inherits });
+        if gated {
+            let gated = Gated { from, factor: b, means: None, alone: !inherits, moments };
+            self.gated[unit.inputs[0].index()] = Some(gated);
         } else if self.needed[unit.inputs[0].index()] {
             let heir = self.bequest(unit, unit.inputs[0]);
             heir.into_iter().for_each(|place| self.gradients[unit.inputs[0].index()] = Some(place));
@@ -75,6 +83,20 @@ impl Author<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The gradient of a gate from moments of every image, and where these are, if what is gated is a norm's output as it is.
+    fn gate_from_moments(&mut self, unit: &Unit, from: Place) -> Result<Option<At>> {
+        let (first, isa) = (unit.inputs[0], self.isa);
+        let plain = self.norm_of(first).filter(|unit| unit.activation.is_none());
+        let Some(unit_before) = plain.filter(|_| self.needed[unit.inputs[1].index()]) else { return Ok(None) };
+        let (x, table) = (self.kept_value(unit_before.inputs[0])?, self.tables[first.index()]);
+        let moments = self.sketch.buffer(norm::GATED_ROWS * x.map.n * x.map.c);
+        let kernel = norm::gated_moments(from.map, x.map, isa);
+        self.sketch.push(Draft::new(kernel, &[from.into(), x.into(), table], moments));
+        let (to, store) = self.contribute(unit.inputs[1]);
+        self.sketch.push(Draft::new(norm::gate_gradient(x.map, to.map, store, isa), &[moments, table], to));
+        Ok(Some(moments))
     }
 
     /// The gradient of the second factor of a product, from that of the product at `from`.

@@ -45,7 +45,7 @@ impl<'a> Author<'a> {
         let norm = reader.inputs.first().and_then(|&value| self.norm_of(value));
         let (Some(norm), Op::Conv { bias: None, .. }) = (norm, &reader.op) else { return Ok(false) };
         let (spec, bordered) = self.spec(reader, self.value(norm.inputs[0]).map)?;
-        let able = conv::learned_norm(spec, norm.activation, self.options.precision, self.isa).is_some();
+        let able = conv::takes_norm(&spec, norm.activation, self.options.precision);
         Ok(able && !bordered)
     }
 

@@ -122,21 +122,34 @@ pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precis
     weights::learned(form, direction, spec.output.c * spec.depth(), bias)
 }
 
-/// As [`learned`], forward and without a bias, behind a batch norm and a clamp that are applied on the way: the input is
-/// that of the norm, whose table is `inputs[2]`. None where this would not be faster.
-pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precision, isa: Isa) -> Option<Learned> {
-    spec.check_sizes();
+/// How a batch norm and a clamp are applied to what a convolution reads.
+enum NormOnLoad {
+    Winograd(winograd::Form),
+    Strassen,
+}
+
+fn norm_on_load(spec: &ConvSpec, clamp: Option<Activation>, precision: Precision) -> Option<NormOnLoad> {
     if precision == Precision::Exact || !clamp.is_none_or(is_clamp) {
         return None;
     }
-    let form: Box<dyn Form> = match winograd::profitable(&spec, Kept::Learned) {
-        Some(form) => Box::new(winograd::Winograd::new(spec, form, isa).behind(clamp)),
-        None if strassen::trains(&spec) => {
-            Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Table(clamp), isa))
-        }
-        None => return None,
+    let strassen = || strassen::trains(spec).then_some(NormOnLoad::Strassen);
+    winograd::profitable(spec, Kept::Learned).map(NormOnLoad::Winograd).or_else(strassen)
+}
+
+/// Whether [`learned_norm`] can apply the norm and the clamp before this convolution, and is faster than a pass of its own.
+pub fn takes_norm(spec: &ConvSpec, clamp: Option<Activation>, precision: Precision) -> bool {
+    norm_on_load(spec, clamp, precision).is_some()
+}
+
+/// As [`learned`], forward and without a bias, behind a batch norm and a clamp that are applied on the way: the input is
+/// that of the norm, whose table is `inputs[2]`. Panics unless it [takes](takes_norm) these.
+pub fn learned_norm(spec: ConvSpec, clamp: Option<Activation>, precision: Precision, isa: Isa) -> Learned {
+    spec.check_sizes();
+    let form: Box<dyn Form> = match norm_on_load(&spec, clamp, precision).expect("the norm was left to it") {
+        NormOnLoad::Winograd(form) => Box::new(winograd::Winograd::new(spec, form, isa).behind(clamp)),
+        NormOnLoad::Strassen => Box::new(strassen::StrassenProduct::new(spec, strassen::Before::Table(clamp), isa)),
     };
-    Some(weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), None))
+    weights::learned(form, Direction::Forward, spec.output.c * spec.depth(), None)
 }
 
 /// As [`learned`], backward and without a bias: the map that would be the residual says where outputs are zero, namely where

@@ -21,8 +21,8 @@ mod tests;
 mod totals;
 
 pub use back::{Backward, Chain, Sums, Through, backward, chain};
-pub use gate::Gate;
-pub use totals::{Statistic, backward_statistics, deferred_statistics, total};
+pub use gate::{GATED_ROWS, Gate, gate_gradient, gated_moments, gated_sums};
+pub use totals::{Partial, Statistic, backward_statistics, deferred_statistics, total};
 
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};

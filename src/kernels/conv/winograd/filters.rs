@@ -1,7 +1,14 @@
-//! The transform of filters by the [`points`](super::points) of a form, in f64, and its way back in f32.
+//! The transform of filters by the [`points`](super::points) of a form, in f64, and its way back in f32; and how they are
+//! packed.
 
-use super::points::{MOST_IN, MOST_TAPS, Points};
-use crate::kernels::conv::weights::Order;
+#![allow(unsafe_code, reason = "streams registers, and packs into raw memory")]
+
+use super::Form;
+use super::points::{F2, F2Five, F2Strided, F3, F3Four, F4, MOST_IN, MOST_TAPS, Points, Unstrided};
+use crate::kernels::Weights;
+use crate::kernels::conv::weights::{Direction, Order, Packing, fill_bias};
+use crate::kernels::gemm::Gemm;
+use crate::kernels::weights::whole;
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 
@@ -168,5 +175,61 @@ unsafe fn stream<S: Simd>(values: &[f32; SIDE], to: *mut f32) {
     for i in (0..SIDE).step_by(S::LANES) {
         // SAFETY: passed on.
         unsafe { S::stream(to.add(i), S::load(values.as_ptr().add(i))) };
+    }
+}
+
+/// Packs the transformed weights of a panel at a time.
+pub(super) struct WinogradPacking {
+    pub(super) form: Form,
+    pub(super) gemm: Gemm,
+    pub(super) order: Order,
+}
+
+impl WinogradPacking {
+    /// Transforms the filters of up to 16 columns of a panel, from column `first` on; `taps` starts with theirs.
+    fn spread(&self, taps: &[f32], [first, count, width]: [usize; 3], values: &mut [f32]) {
+        let (order, channels, isa) = (self.order, self.gemm.extent().k, self.gemm.isa());
+        let task = [channels, first, count, width];
+        // SAFETY: the task has no condition of its own.
+        unsafe { with_points!(self.form, P => isa.run(Spread::<P>::new(taps, order, task, values))) }
+    }
+}
+
+impl Packing for WinogradPacking {
+    fn len(&self) -> usize {
+        self.gemm.packed_len()
+    }
+
+    fn pieces(&self) -> usize {
+        self.gemm.panels()
+    }
+
+    unsafe fn piece(&self, panel: usize, weight: &dyn Weights, bias: Option<&[f32]>, packed: *mut f32) {
+        let (columns, width) = (self.gemm.columns(panel), self.gemm.width(panel));
+        let range = self.gemm.weights_of(panel);
+        // SAFETY: the panel's weights and biases lie here; pieces share neither.
+        let (values, biases) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(packed.add(range.start), range.len()),
+                std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
+            )
+        };
+        if !columns.len().is_multiple_of(SIDE) {
+            values.fill(0.0);
+        }
+        let depth = self.order.output;
+        for start in columns.clone().step_by(SIDE) {
+            let end = columns.end.min(start + SIDE);
+            let part = [start - columns.start, end - start, width];
+            match self.order.direction {
+                Direction::Forward => {
+                    weight.with(start * depth..end * depth, &mut |taps| self.spread(taps, part, values));
+                }
+                Direction::Backward => whole(weight, |all| {
+                    self.spread(&all[start * self.order.output..], part, values);
+                }),
+            }
+        }
+        fill_bias(bias, columns, biases);
     }
 }

@@ -23,34 +23,10 @@
 //! Transforms add, subtract and scale, and errors grow with the entries of the matrices. `m` = 2 errs less than the
 //! direct sum does (its sums are shorter), `m` = 3 with the points 0, 1, −½, −2, ∞ a little more, `m` = 4 with the points
 //! 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root mean square of the output at 512 channels. 5×5 windows have two
-//! outputs at the same points and lie between. Weights are transformed in f64 and rounded once. Sums run over the channels
+//! outputs at the same points, 4×4 have three, and lie between. Weights are transformed in f64 and rounded once. Sums run over the channels
 //! in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
-
-mod columns;
-mod filters;
-pub mod grad;
-mod points;
-#[cfg(test)]
-mod tests;
-mod transform;
-
-use self::columns::{Columns, FEW};
-use self::filters::{SIDE, Spread};
-use self::points::{F2, F2Five, F2Strided, F3, F3Four, F4, Points, Unstrided};
-use self::transform::{After, Before, OnLoad, Runs, Squares};
-use super::grid::Grid;
-use super::weights::{self, Direction, Folded, Learned, Order, Packed, Packing, fill_bias, held};
-use super::{ConvSpec, label};
-use crate::activation::Activation;
-use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
-use crate::kernels::weights::whole;
-use crate::kernels::{Epilogue, Io, Kernel, Store, Weights};
-use crate::shape::Placed;
-use crate::simd::Isa;
-use crate::tensor::AlignedBuf;
-use std::marker::PhantomData;
 
 /// `$body` with `$P` standing for the transforms of a form.
 macro_rules! with_points {
@@ -66,6 +42,29 @@ macro_rules! with_points {
         }
     };
 }
+
+mod columns;
+mod filters;
+pub mod grad;
+mod points;
+#[cfg(test)]
+mod tests;
+mod transform;
+
+use self::columns::{Columns, FEW};
+use self::filters::WinogradPacking;
+use self::points::{F2, F2Five, F2Strided, F3, F3Four, F4, Points, Unstrided};
+use self::transform::{After, Before, OnLoad, Runs, Squares};
+use super::grid::Grid;
+use super::weights::{self, Direction, Folded, Learned, Packed, Packing, held};
+use super::{ConvSpec, label};
+use crate::activation::Activation;
+use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
+use crate::kernels::{Epilogue, Io, Kernel, Store, Weights};
+use crate::shape::Placed;
+use crate::simd::Isa;
+use crate::tensor::AlignedBuf;
+use std::marker::PhantomData;
 
 /// How many outputs are computed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -403,62 +402,6 @@ fn cut(squares: usize, gemm: &Gemm, ld_v: usize) -> Grid {
     };
     let cuts = (1..=gemm.panels().min(8)).flat_map(|groups| (least..=most.min(least + 8)).map(move |b| [b, groups]));
     Grid::of([squares, gemm.panels()], cuts.min_by_key(cost).expect("at least one block"))
-}
-
-/// Packs the transformed weights of a panel at a time.
-struct WinogradPacking {
-    form: Form,
-    gemm: Gemm,
-    order: Order,
-}
-
-impl WinogradPacking {
-    /// Transforms the filters of up to 16 columns of a panel, from column `first` on; `taps` starts with theirs.
-    fn spread(&self, taps: &[f32], [first, count, width]: [usize; 3], values: &mut [f32]) {
-        let (order, channels, isa) = (self.order, self.gemm.extent().k, self.gemm.isa());
-        let task = [channels, first, count, width];
-        // SAFETY: the task has no condition of its own.
-        unsafe { with_points!(self.form, P => isa.run(Spread::<P>::new(taps, order, task, values))) }
-    }
-}
-
-impl Packing for WinogradPacking {
-    fn len(&self) -> usize {
-        self.gemm.packed_len()
-    }
-
-    fn pieces(&self) -> usize {
-        self.gemm.panels()
-    }
-
-    unsafe fn piece(&self, panel: usize, weight: &dyn Weights, bias: Option<&[f32]>, packed: *mut f32) {
-        let (columns, width) = (self.gemm.columns(panel), self.gemm.width(panel));
-        let range = self.gemm.weights_of(panel);
-        // SAFETY: the panel's weights and biases lie here; pieces share neither.
-        let (values, biases) = unsafe {
-            (
-                std::slice::from_raw_parts_mut(packed.add(range.start), range.len()),
-                std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
-            )
-        };
-        if !columns.len().is_multiple_of(SIDE) {
-            values.fill(0.0);
-        }
-        let depth = self.order.output;
-        for start in columns.clone().step_by(SIDE) {
-            let end = columns.end.min(start + SIDE);
-            let part = [start - columns.start, end - start, width];
-            match self.order.direction {
-                Direction::Forward => {
-                    weight.with(start * depth..end * depth, &mut |taps| self.spread(taps, part, values));
-                }
-                Direction::Backward => whole(weight, |all| {
-                    self.spread(&all[start * self.order.output..], part, values);
-                }),
-            }
-        }
-        fill_bias(bias, columns, biases);
-    }
 }
 
 impl super::weights::Form for Winograd {

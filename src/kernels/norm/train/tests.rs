@@ -118,12 +118,29 @@ impl Case {
         assert_near(&dt, &sum, 2e-4, &what);
 
         let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * map.c];
-        let [mut scale, mut shift] = [0.0, 0.0].map(|v| vec![v; map.c]);
-        let kernel = backward_statistics(map, Statistic::Batch, isa);
-        run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut scale, &mut shift]));
         let size = 1e-5 * (map.pixels() as f32).max(1.0);
-        assert_near(&scale, &narrow(&scale64), 2e-4 + size, &what);
-        assert_near(&shift, &narrow(&shift64), 2e-4 + size, &what);
+        let mut statistics = |partial: &[f32], of: Partial| {
+            let [mut scale, mut shift] = [0.0, 0.0].map(|v| vec![v; map.c]);
+            let kernel = backward_statistics(map, of, Statistic::Batch, isa);
+            run_tiles(&kernel, &io(&[partial, &table], &mut coefficients, [&mut scale, &mut shift]));
+            assert_near(&scale, &narrow(&scale64), 2e-4 + size, &what);
+            assert_near(&shift, &narrow(&shift64), 2e-4 + size, &what);
+        };
+        statistics(&partial, Partial::Blocks);
+        if let (Some(gate), None, false) = (gate, self.activation, self.with_residual) {
+            let mut moments = vec![f32::NAN; GATED_ROWS * map.n * map.c];
+            run_tiles(&gated_moments(other, map, isa), &io(&[&dy, &x, &table], &mut moments, [&mut [], &mut []]));
+            let mut sums = vec![f32::NAN; 2 * map.n * map.c];
+            let inputs = [&moments, &factor, &means].map(|v| &v[..]);
+            run_tiles(&gated_sums(map, gate, isa), &io(&inputs, &mut sums, [&mut [], &mut []]));
+            statistics(&sums, Partial::Images);
+            let products: Vec<f64> = self.dy.iter().zip(&y64).map(|(&dy, y)| f64::from(dy) * y).collect();
+            let want: Vec<f32> = products.chunks(map.h * map.w).map(|image| image.iter().sum::<f64>() as f32).collect();
+            let mut found = vec![f32::NAN; per_image.extent()];
+            let kernel = gate_gradient(map, per_image, Store::Set, isa);
+            run_tiles(&kernel, &io(&[&moments, &table], &mut found, [&mut [], &mut []]));
+            assert_near(&found, &spread(&want, per_image), 2e-4 + size, &what);
+        }
         let mut dx = vec![f32::NAN; map.extent()];
         let last = Backward {
             gradient: other,
@@ -233,7 +250,7 @@ fn running_statistics_are_constants_on_the_way_back() {
             Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Norm, store: None, scaled: false };
         run_tiles(&chain(sums, isa), &io(&[&dy, &x, &table], &mut partial, [&mut [], &mut []]));
         let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * 21];
-        let kernel = backward_statistics(map, Statistic::Running, isa);
+        let kernel = backward_statistics(map, Partial::Blocks, Statistic::Running, isa);
         run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut [], &mut []]));
         let mut dx = vec![f32::NAN; map.extent()];
         let last = Backward {

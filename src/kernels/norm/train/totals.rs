@@ -68,11 +68,23 @@ pub enum Statistic {
     Running,
 }
 
-/// Unites the sums of [`chain`](super::chain). Inputs: the partial sums ([`Sums::Norm`](super::Sums::Norm)), the table of [`statistics`](super::statistics). Output: the
+/// What sums were taken of first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Partial {
+    /// Blocks of pixels, by [`chain`](super::chain()).
+    Blocks,
+    /// Images, by [`gated_sums`](super::gated_sums).
+    Images,
+}
+
+/// Unites partial sums. Inputs: these ([`Sums::Norm`](super::Sums::Norm)), the table of [`statistics`](super::statistics). Output: the
 /// table of [`backward`](super::backward) ([`BACKWARD_ROWS`](super::BACKWARD_ROWS) rows). `also`: the gradients of γ and β, or null.
-pub fn backward_statistics(map: Map, statistic: Statistic, isa: Isa) -> impl Kernel {
-    let to = Coefficients::Own;
-    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles(), to } }
+pub fn backward_statistics(map: Map, partial: Partial, statistic: Statistic, isa: Isa) -> impl Kernel {
+    let blocks = match partial {
+        Partial::Blocks => blocks(map).tiles(),
+        Partial::Images => map.n,
+    };
+    Light { isa, kernel: BackwardStatistics { map, statistic, blocks, to: Coefficients::Own } }
 }
 
 /// As [`backward_statistics`] for a [`scaled`](super::Chain::scaled) chain: what is left for the gradient of the norm's input,
