@@ -47,6 +47,7 @@ impl Runs {
         (self.count - 1) * self.line + self.len
     }
 
+    /// Those of the pixels of a map, which may be `folded`.
     pub(super) fn of(Map { w, c, ld, .. }: Map, folded: Option<Folded>) -> Self {
         match folded {
             None => Runs { count: 1, len: c, ld, line: w * ld },
