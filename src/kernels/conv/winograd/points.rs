@@ -90,6 +90,23 @@ const fn rows(three: [[f64; 3]; MOST_IN]) -> [[f64; MOST_TAPS]; MOST_IN] {
     all
 }
 
+/// `G` for so many taps at the points 0, ±√½, ±√2, ∞.
+const fn at_roots(taps: usize) -> [[f64; MOST_TAPS]; MOST_IN] {
+    // Powers of √½ and √2 over the values of their polynomials.
+    const NEAR: [f64; MOST_TAPS] = [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 1.0 / 3.0];
+    const FAR: [f64; MOST_TAPS] = [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0, ROOT_TWO / 3.0, 2.0 / 3.0];
+    let mut all = [[0.0; MOST_TAPS]; MOST_IN];
+    (all[0][0], all[5][taps - 1]) = (1.0, 1.0);
+    let mut tap = 0;
+    while tap < taps {
+        let sign = if tap % 2 == 0 { 1.0 } else { -1.0 };
+        (all[1][tap], all[2][tap]) = (NEAR[tap], sign * NEAR[tap]);
+        (all[3][tap], all[4][tap]) = (FAR[tap], sign * FAR[tap]);
+        tap += 1;
+    }
+    all
+}
+
 impl Points for F2 {
     const IN: usize = 4;
     const OUT: usize = 2;
@@ -165,14 +182,7 @@ impl Points for F4 {
     const IN: usize = 6;
     const OUT: usize = 4;
     const PAIRS: usize = 2;
-    const G: [[f64; MOST_TAPS]; MOST_IN] = rows([
-        [1.0, 0.0, 0.0],
-        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
-        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0],
-        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0],
-        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0],
-        [0.0, 0.0, 1.0],
-    ]);
+    const G: [[f64; MOST_TAPS]; MOST_IN] = at_roots(Self::TAPS);
 
     #[inline(always)]
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
@@ -218,14 +228,7 @@ impl Points for F2Five {
     const OUT: usize = 2;
     const TAPS: usize = 5;
     const PAIRS: usize = 2;
-    const G: [[f64; MOST_TAPS]; MOST_IN] = [
-        [1.0, 0.0, 0.0, 0.0, 0.0],
-        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 1.0 / 3.0],
-        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, -ROOT_TWO / 3.0, 1.0 / 3.0],
-        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0, ROOT_TWO / 3.0, 2.0 / 3.0],
-        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0, -ROOT_TWO / 3.0, 2.0 / 3.0],
-        [0.0, 0.0, 0.0, 0.0, 1.0],
-    ];
+    const G: [[f64; MOST_TAPS]; MOST_IN] = at_roots(Self::TAPS);
 
     #[inline(always)]
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
@@ -251,14 +254,7 @@ impl Points for F3Four {
     const OUT: usize = 3;
     const TAPS: usize = 4;
     const PAIRS: usize = 2;
-    const G: [[f64; MOST_TAPS]; MOST_IN] = [
-        [1.0, 0.0, 0.0, 0.0, 0.0],
-        [4.0 / 3.0, ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, ROOT_TWO / 3.0, 0.0],
-        [4.0 / 3.0, -ROOT_TWO * 2.0 / 3.0, 2.0 / 3.0, -ROOT_TWO / 3.0, 0.0],
-        [1.0 / 6.0, ROOT_TWO / 6.0, 1.0 / 3.0, ROOT_TWO / 3.0, 0.0],
-        [1.0 / 6.0, -ROOT_TWO / 6.0, 1.0 / 3.0, -ROOT_TWO / 3.0, 0.0],
-        [0.0, 0.0, 0.0, 1.0, 0.0],
-    ];
+    const G: [[f64; MOST_TAPS]; MOST_IN] = at_roots(Self::TAPS);
 
     #[inline(always)]
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
