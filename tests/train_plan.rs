@@ -277,7 +277,6 @@ fn norms_lead_gradients_through_the_gates_behind_them() {
         let led = |network: &dyn Layer| {
             let graph = Graph::draw(SHAPE[1], network).unwrap();
             let plan = TrainPlan::new(&graph, &filled(&graph), SHAPE, &plain()).unwrap();
-            // Without a function between the two, the norm's sums follow from the moments that the gate's gradient does.
             plan.explain().contains(if activation.is_none() { "gated_norm_sums" } else { "backward_gate_" })
         };
         assert!(led(&alone) && led(&shared) && led(&met) && !led(&read), "{activation:?}");

@@ -325,13 +325,8 @@ impl<'a> Author<'a> {
             (None, Some(activation)) if !cuts_off(activation) && alone => Some(in_place),
             (None, _) => None,
         };
-        let (partial, sums) = match gated.and_then(|gated| Some((gated.moments?, gate?))) {
-            Some((moments, gate)) => {
-                let partial = self.sketch.buffer(Sums::Norm.rows() * from.map.n * from.map.c);
-                let kernel = norm::gated_sums(from.map, gate, self.isa);
-                self.sketch.push(Draft::new(kernel, &[moments, factor, means], partial));
-                (Partial::Images, partial)
-            }
+        let (partial, sums) = match gated.and_then(|gated| self.sums_from_moments(gated, from.map)) {
+            Some(sums) => (Partial::Images, sums),
             None => {
                 let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
                 let store = stored.map(|(place, store)| (place.map.ld, store));

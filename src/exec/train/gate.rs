@@ -13,7 +13,7 @@ use crate::exec::program::Unit;
 use crate::graph::Op;
 use crate::kernels::gradient::{self, Factor};
 use crate::kernels::norm::train as norm;
-use crate::kernels::{Store, elementwise};
+use crate::kernels::{Map, Store, elementwise};
 
 /// What the gradient of a gated map is computed from.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +26,7 @@ pub(super) struct Gated {
     /// Whether nobody else reads the gradient of the product any more.
     pub(super) alone: bool,
     /// The moments of every image that the sums of the norm follow from, if no function stands behind it.
-    pub(super) moments: Option<At>,
+    moments: Option<At>,
 }
 
 impl Gated {
@@ -89,14 +89,23 @@ impl Author<'_> {
     fn gate_from_moments(&mut self, unit: &Unit, from: Place) -> Result<Option<At>> {
         let (first, isa) = (unit.inputs[0], self.isa);
         let plain = self.norm_of(first).filter(|unit| unit.activation.is_none());
-        let Some(unit_before) = plain.filter(|_| self.needed[unit.inputs[1].index()]) else { return Ok(None) };
-        let (x, table) = (self.kept_value(unit_before.inputs[0])?, self.tables[first.index()]);
+        let Some(behind) = plain.filter(|_| self.needed[unit.inputs[1].index()]) else { return Ok(None) };
+        let (x, table) = (self.kept_value(behind.inputs[0])?, self.tables[first.index()]);
         let moments = self.sketch.buffer(norm::GATED_ROWS * x.map.n * x.map.c);
         let kernel = norm::gated_moments(from.map, x.map, isa);
         self.sketch.push(Draft::new(kernel, &[from.into(), x.into(), table], moments));
         let (to, store) = self.contribute(unit.inputs[1]);
         self.sketch.push(Draft::new(norm::gate_gradient(x.map, to.map, store, isa), &[moments, table], to));
         Ok(Some(moments))
+    }
+
+    /// The sums of a norm that is gated, by images, if moments were taken of these.
+    pub(super) fn sums_from_moments(&mut self, gated: Gated, map: Map) -> Option<At> {
+        let (moments, [factor, means]) = (gated.moments?, gated.maps());
+        let sums = self.sketch.buffer(norm::Sums::Norm.rows() * map.n * map.c);
+        let kernel = norm::gated_sums(map, gated.rule(), self.isa);
+        self.sketch.push(Draft::new(kernel, &[moments, factor, means], sums));
+        Some(sums)
     }
 
     /// The gradient of the second factor of a product, from that of the product at `from`.

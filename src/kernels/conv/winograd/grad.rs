@@ -18,7 +18,7 @@ use super::points::{F2, F2Five, F2Strided, F3Four, F4, MOST_IN, MOST_TAPS, Point
 use super::transform::{Before, OnLoad, Runs, Squares, Turn};
 use super::{Form, Kept, LEAST_CHANNELS, ROOM};
 use crate::kernels::conv::grad::{pointwise::Source, weight::WeightGradient};
-use crate::kernels::conv::weights::{Direction, Folded, Order};
+use crate::kernels::conv::weights::{Direction, Order};
 use crate::kernels::conv::{ConvSpec, stem};
 use crate::kernels::gemm::outer::{Ahead, Block, Outer, Queue, Right, Side};
 use crate::kernels::light::{Light, Tiled};
@@ -195,14 +195,14 @@ impl<P: Turned> Tiled for Gradient<P> {
         let (z, sums) = rest.split_at_mut(z);
         let (tables, v, z) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr(), z.as_mut_ptr());
         let tables = [tables, tables.wrapping_add(self.block)];
-        // The first sum of a position, and sums from position to position and from row to row of the product.
-        let across = if self.back.turned { outputs } else { inputs };
-        let (sums, apart, ld_c) = match self.slices {
-            1 => (sums.as_mut_ptr(), columns.len() * inputs, if self.back.turned { columns.len() } else { inputs }),
-            _ => {
-                let first = columns.start * if self.back.turned { 1 } else { inputs };
-                (io.output.wrapping_add(slice * products * outputs * inputs + first), outputs * inputs, across)
-            }
+        // Sums of this tile's output channels lie in the scratch, or with those of the other parts; from position to position
+        // and from row to row of the product there are so many floats.
+        let all_outputs = if self.slices == 1 { columns.len() } else { outputs };
+        let (apart, ld_c) = (all_outputs * inputs, if self.back.turned { all_outputs } else { inputs });
+        let first = columns.start * if self.back.turned { 1 } else { inputs };
+        let sums = match self.slices {
+            1 => sums.as_mut_ptr(),
+            _ => io.output.wrapping_add(slice * products * apart + first),
         };
         let squares =
             Squares { spec: &self.spec, across: self.across, zero: self.zero.as_ptr(), folded: self.back.order.folded };
@@ -368,7 +368,7 @@ impl Back {
                                 to.iter_mut().zip(&taps).for_each(|(to, tap)| *to = tap[n]);
                             }
                         }
-                        folded => self.spread::<P>(&taps, [row, first, count], folded, to),
+                        _ => self.scatter::<P>(&taps, [row, first, count], to),
                     }
                 }
             }
@@ -379,17 +379,16 @@ impl Back {
     ///
     /// # Safety
     /// The taps of these pairs are writable; `to` is the whole gradient.
-    unsafe fn spread<P: Points>(
+    unsafe fn scatter<P: Points>(
         &self,
         taps: &[[f32; SIDE]; MOST_TAPS * MOST_TAPS],
         [row, first, count]: [usize; 3],
-        folded: Option<Folded>,
         to: *mut f32,
     ) {
         for n in 0..count {
             let (output, input) = if self.turned { (first + n, row) } else { (row, first + n) };
             for tap in 0..P::TAPS * P::TAPS {
-                let at = match folded {
+                let at = match self.order.folded {
                     None => Some(input * self.order.input + tap),
                     Some(folded) => folded.at(input, tap),
                 };

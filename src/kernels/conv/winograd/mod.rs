@@ -1,5 +1,5 @@
-//! 3×3 and 5×5 convolution with a fraction of the multiplications (Lavin and Gray, *Fast Algorithms for Convolutional Neural
-//! Networks*, 2016).
+//! 3×3, 4×4 and 5×5 convolution with a fraction of the multiplications (Lavin and Gray, *Fast Algorithms for Convolutional
+//! Neural Networks*, 2016).
 //!
 //! The output is cut into squares of `m × m` pixels, each computed from `(m + 2) × (m + 2)` inputs:
 //!
@@ -8,23 +8,26 @@
 //! ```
 //!
 //! so that 9·m² multiplications per square, input and output channel become (m + 2)². With stride 2 the even and the odd
-//! rows and columns are convolutions of their own with two taps and with one, and meet in the sum; on the way back they are that
-//! for the even and the odd rows and columns of the gradient. The sum over channels is a matrix
-//! product for each of the (m + 2)² positions. Transforming a whole map, then multiplying, then transforming back would
-//! move five times the map through memory; instead a block of squares goes through all three stages in the cache:
+//! rows and columns are convolutions of their own with two taps and with one, and meet in the sum; on the way back they are
+//! that for the even and the odd rows and columns of the gradient. The sum over channels is a matrix product for each of the
+//! (m + 2)² positions. Transforming a whole map, then multiplying, then transforming back would move five times the map
+//! through memory; instead a block of squares goes through all three stages in the cache:
 //!
 //! ```text
 //! for block of squares:  V = before(input)
 //!     for panel of output channels:  M[p] = V[p] · U[p] for every position p;  output = after(M)
 //! ```
 //!
+//! Where channels are few, as those of an image, half of the last stage comes before M leaves the registers (`columns.rs`).
+//!
 //! # Accuracy
 //!
 //! Transforms add, subtract and scale, and errors grow with the entries of the matrices. `m` = 2 errs less than the
 //! direct sum does (its sums are shorter), `m` = 3 with the points 0, 1, −½, −2, ∞ a little more, `m` = 4 with the points
 //! 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root mean square of the output at 512 channels. 5×5 windows have two
-//! outputs at the same points, 4×4 have three, and lie between. Weights are transformed in f64 and rounded once. Sums run over the channels
-//! in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
+//! outputs at the same points, 4×4 have three, and lie between. Weights are transformed in f64 and rounded once. Sums run
+//! over the channels in one order wherever a square lies, so results do not depend on the number of threads, nor on the
+//! batch.
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 

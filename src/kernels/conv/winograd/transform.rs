@@ -99,8 +99,7 @@ impl<P: Points> Task for Before<'_, P> {
         let (Squares { spec, across, zero, folded }, first) = (self.squares, self.tiles.start);
         let Map { h, w, .. } = spec.input;
         let Runs { count, len, ld, line } = Runs::of(spec.input, folded);
-        // From a square to what is new in the next one.
-        let (ahead, new) = (P::STEP * ld, P::SEEN.saturating_sub(P::STEP)..P::SEEN);
+        let ahead = P::STEP * ld;
         for tile in self.tiles.clone() {
             let [image, oy, ox] = origin::<P>(tile, across);
             let start = |o: usize, axis: usize| (o / P::OUT * P::STEP).wrapping_sub(spec.placed.before[axis]);
@@ -118,41 +117,62 @@ impl<P: Points> Task for Before<'_, P> {
                 }
             }
             for run in 0..count {
+                let channels = Channels { at: &at, skip: run * line, len, ahead, inside };
                 // SAFETY: every pointer has the channels of every run behind it, and V has room for whole registers of them.
-                unsafe {
-                    let to = self.v.add((tile - first) * self.ld + run * len);
-                    let whole = len / S::LANES * S::LANES;
-                    let mut channel = 0;
-                    while channel < whole {
-                        let skip = run * line + channel;
-                        for i in 0..P::IN * P::SEEN {
-                            if new.contains(&(i % P::IN)) {
-                                S::prefetch_far(at[i].wrapping_add(ahead + skip));
-                            }
-                        }
-                        let (to, plain) = (to.add(channel), |from: *const f32| S::load(from.add(skip)));
-                        match self.norm.map(|norm| Normed::<S>::new(norm, channel, None)) {
-                            None => square_before::<S, P>(&at, plain, to, self.stride),
-                            Some(norm) if inside => {
-                                square_before::<S, P>(&at, |from| norm.of(plain(from)), to, self.stride);
-                            }
-                            Some(norm) => {
-                                let some = |from| norm.unless(from == zero, plain(from));
-                                square_before::<S, P>(&at, some, to, self.stride);
-                            }
-                        }
-                        channel += S::LANES;
+                unsafe { self.run_of_channels::<S>(channels, self.v.add((tile - first) * self.ld + run * len)) };
+            }
+        }
+    }
+}
+
+/// A run of channels of a square.
+struct Channels<'a> {
+    at: &'a [*const f32; MOST_IN * MOST_IN],
+    /// Floats from a pixel to the first of them.
+    skip: usize,
+    len: usize,
+    /// Floats from here to the next square.
+    ahead: usize,
+    /// Whether no pixel lies in the padding.
+    inside: bool,
+}
+
+impl<P: Points> Before<'_, P> {
+    /// # Safety
+    /// The channels lie behind every pixel, and there is room for whole registers of them at every position from `to` on.
+    #[inline(always)]
+    unsafe fn run_of_channels<S: Simd>(&self, channels: Channels<'_>, to: *mut f32) {
+        let (Channels { at, skip, len, ahead, inside }, zero) = (channels, self.squares.zero);
+        // What is new in the next square.
+        let new = P::SEEN.saturating_sub(P::STEP)..P::SEEN;
+        let whole = len / S::LANES * S::LANES;
+        let mut channel = 0;
+        // SAFETY: passed on.
+        unsafe {
+            while channel < whole {
+                let skip = skip + channel;
+                for i in 0..P::IN * P::SEEN {
+                    if new.contains(&(i % P::IN)) {
+                        S::prefetch_far(at[i].wrapping_add(ahead + skip));
                     }
-                    if channel < len {
-                        let (mask, skip) = (S::mask(len - channel), run * line + channel);
-                        let (to, some) = (to.add(channel), |from: *const f32| S::load_masked(from.add(skip), mask));
-                        match self.norm.map(|norm| Normed::<S>::new(norm, channel, Some(mask))) {
-                            None => square_before::<S, P>(&at, some, to, self.stride),
-                            Some(norm) => {
-                                let some = |from| norm.unless(from == zero, some(from));
-                                square_before::<S, P>(&at, some, to, self.stride);
-                            }
-                        }
+                }
+                let (to, plain) = (to.add(channel), |from: *const f32| S::load(from.add(skip)));
+                match self.norm.map(|norm| Normed::<S>::new(norm, channel, None)) {
+                    None => square_before::<S, P>(at, plain, to, self.stride),
+                    Some(norm) if inside => square_before::<S, P>(at, |from| norm.of(plain(from)), to, self.stride),
+                    Some(norm) => {
+                        square_before::<S, P>(at, |from| norm.unless(from == zero, plain(from)), to, self.stride);
+                    }
+                }
+                channel += S::LANES;
+            }
+            if channel < len {
+                let (mask, skip) = (S::mask(len - channel), skip + channel);
+                let (to, some) = (to.add(channel), |from: *const f32| S::load_masked(from.add(skip), mask));
+                match self.norm.map(|norm| Normed::<S>::new(norm, channel, Some(mask))) {
+                    None => square_before::<S, P>(at, some, to, self.stride),
+                    Some(norm) => {
+                        square_before::<S, P>(at, |from| norm.unless(from == zero, some(from)), to, self.stride);
                     }
                 }
             }
