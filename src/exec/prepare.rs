@@ -352,7 +352,7 @@ impl Maker<'_> {
         let (wide, wide_bias) = self.weights(first, *wide, *wide_bias)?;
         let weights =
             conv::ExpandWeights { expand: (&wide, wide_bias.as_deref()), depthwise: (&weight, bias.as_deref()) };
-        let kernel = conv::expand_depthwise(&spec, weights, self.isa);
+        let kernel = conv::expand_depthwise(&spec, weights, self.precision, self.team.threads(), self.isa);
         weight.finish()?;
         wide.finish()?;
         self.push(unit, kernel, 1);

@@ -28,29 +28,32 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
+mod filters;
 #[cfg(test)]
 mod tests;
 mod transform;
 
+use self::filters::{ROWS, StrassenPacking};
 use self::transform::{Change, Join, Sums};
 use super::ConvSpec;
 use super::grid::Grid;
 use super::indirect::Taps;
-use super::weights::{Direction, Packed, Packing, held};
+use super::weights::{Direction, Form, Packed, Packing, held, pack};
 use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows, clamp_of, is_clamp};
 use crate::kernels::norm::train::{SCALE, SHIFT};
 use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::{Isa, adds_apart};
 use crate::tensor::AlignedBuf;
+use std::ops::Range;
 
 /// Products of blocks.
 const PRODUCTS: usize = 7;
 /// Those whose left side is a half pixel as it lies in the input: the first half of `a` and the second of `b`.
 const AS_IT_LIES: [usize; 2] = [2, 3];
-/// Halves of the input channels are whole registers of any instruction set; those of the output channels may end with half of
-/// one of the widest.
-const CHANNELS: [usize; 2] = [32, 16];
+/// Halves of the channels fill registers of any instruction set, but for half of one of the widest, of which the input has one
+/// at least.
+const CHANNELS: usize = 16;
 
 /// What is done to the input on its way: `x' = activation(scale · x + shift)` per channel.
 #[derive(Debug, Clone)]
@@ -64,14 +67,13 @@ pub struct Prologue {
 }
 
 /// Whether [`strassen`] can compute this convolution: 1×1, one group, whole registers in each half of the channels, but for
-/// half of one behind the output's, and an activation that is a clamp.
+/// half of one at the end.
 pub(super) fn applicable(spec: &ConvSpec) -> bool {
     spec.groups == 1
         && spec.window.kernel == [1, 1]
         && spec.placed.before == [0, 0]
-        && spec.input.c.is_multiple_of(CHANNELS[0])
-        && spec.output.c.is_multiple_of(CHANNELS[1])
-        && spec.epilogue.activation.is_none_or(is_clamp)
+        && spec.input.c >= 2 * ROWS
+        && [spec.input.c, spec.output.c].iter().all(|c| c.is_multiple_of(CHANNELS))
 }
 
 /// Whether [`strassen`] is faster than the plain product; by shape, and by what the CPU's additions cost.
@@ -90,6 +92,7 @@ pub(super) fn profitable(spec: &ConvSpec, input: Input) -> bool {
             Input::Ready => adds_apart() && deep && whole && pixels >= 196 && outputs >= 128,
             Input::Gated => adds_apart() && deep && pixels >= 144 && outputs >= 112,
             Input::Raw => pixels >= 40 && inputs >= 96 && outputs >= 64,
+            Input::Expanded => adds_apart() && pixels >= 144 && inputs >= 160 && outputs >= inputs,
         }
 }
 
@@ -109,9 +112,11 @@ pub enum Input {
     Raw,
     /// What is to be scaled by a gate; see [`gated`](super::gated()).
     Gated,
+    /// What is expanded for a depthwise convolution; see [`expand_depthwise`](super::expand_depthwise).
+    Expanded,
 }
 
-/// A 1×1 convolution of one group whose halves of the channels are whole registers, with a clamp or no activation.
+/// A 1×1 convolution of one group whose halves of the channels are whole registers, but for half of one.
 pub fn strassen(
     spec: ConvSpec,
     prologue: Option<Prologue>,
@@ -164,78 +169,7 @@ pub(super) enum Before {
     Gate { ld: usize },
 }
 
-/// Packs the sums of weights, a panel at a time.
-struct StrassenPacking {
-    gemm: Gemm,
-}
-
-/// Output channels of either half, and input channels, that are packed together; half of the latter is a multiple of it.
-const ROWS: usize = 16;
-
-impl Packing for StrassenPacking {
-    fn len(&self) -> usize {
-        self.gemm.packed_len()
-    }
-
-    fn pieces(&self) -> usize {
-        self.gemm.panels()
-    }
-
-    unsafe fn piece(&self, panel: usize, weight: &dyn Weights, _: Option<&[f32]>, packed: *mut f32) {
-        let (columns, width, range) = (self.gemm.columns(panel), self.gemm.width(panel), self.gemm.weights_of(panel));
-        // SAFETY: the panel's weights lie here; pieces do not overlap.
-        let values = unsafe { std::slice::from_raw_parts_mut(packed.add(range.start), range.len()) };
-        let Extent { k: half, n, .. } = self.gemm.extent();
-        let rows = |start: usize, end: usize| start * 2 * half..end * 2 * half;
-        for start in columns.clone().step_by(ROWS) {
-            let end = columns.end.min(start + ROWS);
-            weight.with(rows(start, end), &mut |first| {
-                weight.with(rows(n + start, n + end), &mut |second| {
-                    self.pack([first, second], start - columns.start, (width, &mut *values));
-                });
-            });
-        }
-    }
-}
-
-impl StrassenPacking {
-    /// Writes the seven sums of weights of up to 16 columns of a panel from `column` on: those of product `p` and channel `k` to
-    /// row `p · half + k`. `halves` are the weights of the output channels in either half. Lanes behind the last column keep what
-    /// they hold: they are the upper half of a register of which the lower is multiplied.
-    fn pack(&self, halves: [&[f32]; 2], column: usize, (width, values): (usize, &mut [f32])) {
-        let half = self.gemm.extent().k;
-        let columns = (halves[0].len() / (2 * half)).min(ROWS);
-        for block in (0..half).step_by(ROWS) {
-            // Numbered as in the product: input half, then output half.
-            let [w11, w12] = halves.map(|weights| self.square(weights, block));
-            let [w21, w22] = halves.map(|weights| self.square(weights, half + block));
-            for i in 0..ROWS {
-                let [a, b, c, d] = [&w11[i], &w12[i], &w21[i], &w22[i]];
-                let mut put = |product: usize, sum: [f32; ROWS]| {
-                    values[(product * half + block + i) * width + column..][..columns].copy_from_slice(&sum[..columns]);
-                };
-                put(0, std::array::from_fn(|n| a[n] + d[n]));
-                put(1, *a);
-                put(2, std::array::from_fn(|n| b[n] - d[n]));
-                put(3, std::array::from_fn(|n| c[n] - a[n]));
-                put(4, *d);
-                put(5, std::array::from_fn(|n| a[n] + b[n]));
-                put(6, std::array::from_fn(|n| c[n] + d[n]));
-            }
-        }
-    }
-
-    /// The weights of up to 16 output channels and of 16 input channels from `channel` on, the former side by side.
-    fn square(&self, weights: &[f32], channel: usize) -> [[f32; ROWS]; ROWS] {
-        let mut rows = [[0.0; ROWS]; ROWS];
-        for (row, weights) in rows.iter_mut().zip(weights.chunks_exact(2 * self.gemm.extent().k)) {
-            row.copy_from_slice(&weights[channel..][..ROWS]);
-        }
-        std::array::from_fn(|k| std::array::from_fn(|n| rows[n][k]))
-    }
-}
-
-impl super::weights::Form for StrassenProduct {
+impl Form for StrassenProduct {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
         assert_eq!(direction, Direction::Forward, "no sums of weights for the way back");
         Box::new(StrassenPacking { gemm: self.gemm.clone() })
@@ -250,6 +184,8 @@ impl super::weights::Form for StrassenProduct {
 const V_BYTES: usize = 384 << 10;
 /// More pairs than this do not save more of the weights' traffic than they cost, fewer do not pay for it.
 const PAIRS: [usize; 2] = [24, 128];
+/// Pairs whose products lie in the first cache while they are put together.
+const BLOCK: usize = 24;
 /// About 20 µs of one core.
 const MACS_PER_TILE: usize = 2_500_000;
 
@@ -281,8 +217,6 @@ pub(super) struct StrassenProduct {
     gemm: Gemm,
     weights: Packed,
     bias: AlignedBuf,
-    /// What outputs are clamped to.
-    range: [f32; 2],
     /// The partner of the last pixel of an image with an odd number of them.
     zero: AlignedBuf,
     /// Pixels and pairs of an image.
@@ -290,6 +224,11 @@ pub(super) struct StrassenProduct {
     per_image: usize,
     /// Tiles of pairs and panels.
     grid: Grid,
+    /// Most pairs whose products are put together at a time.
+    block: usize,
+    /// Floats of the output from pixel to pixel, and from a channel of the first half to its like in the second.
+    ld: usize,
+    apart: usize,
     /// Floats of V from product to product; pairs follow each other without gaps.
     stride_v: usize,
     /// Floats of M from pair to pair and from product to product.
@@ -300,32 +239,59 @@ pub(super) struct StrassenProduct {
 impl StrassenProduct {
     /// See [`strassen`]; without a bias, and with weights that come with every run.
     pub(super) fn new(spec: ConvSpec, before: Before, isa: Isa) -> Self {
+        let gemm = product(&spec, isa);
+        let grid = cut(spec.output.n * pairs(&spec), &gemm);
+        let (ld, apart) = (spec.output.ld, spec.output.c / 2);
+        Self::with(spec, before, gemm, (grid, grid.tile_rows()), [ld, apart])
+    }
+
+    /// Of one image, for [`sum`](Self::sum) and [`panel`](Self::panel) of all its pairs, with its weights and biases. A panel's
+    /// channels of either half go to runs as long as its registers, behind each other.
+    pub(super) fn of_image(spec: ConvSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Self {
+        assert!(spec.output.n == 1 && spec.epilogue.residual.is_none());
+        let gemm = product(&spec, isa);
+        let width = gemm.width(0);
+        let grid = Grid::of([pairs(&spec), gemm.panels()], [1, 1]);
+        let mut product = Self::with(spec, Before::Nothing, gemm, (grid, BLOCK), [2 * width, width]);
+        product.bias.copy_from_slice(bias.unwrap_or(&vec![0.0; spec.output.c]));
+        product.hold(pack(&*product.packing(Direction::Forward), weight, None));
+        product
+    }
+
+    fn with(spec: ConvSpec, before: Before, gemm: Gemm, (grid, block): (Grid, usize), [ld, apart]: [usize; 2]) -> Self {
         assert!(applicable(&spec));
-        let [inputs, outputs] = [spec.input.c, spec.output.c];
-        let half = inputs / 2;
-        let gemm = Gemm::new(Extent { taps: PRODUCTS, k: half, n: outputs / 2 }, None, isa);
-        let image = spec.output.h * spec.output.w;
-        let per_image = image.div_ceil(2);
-        let grid = cut(spec.output.n * per_image, &gemm);
         // An odd number of cache lines: products must not fall into the same set of the first cache.
         let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
-        let ld_m = gemm.columns(0).len().next_multiple_of(isa.lanes());
+        let ld_m = gemm.columns(0).len().next_multiple_of(gemm.isa().lanes());
+        let block = block.min(grid.tile_rows());
         StrassenProduct {
             taps: Taps::of(&spec),
-            bias: AlignedBuf::zeros(outputs),
-            range: clamp_of(spec.epilogue.activation),
-            zero: AlignedBuf::zeros(inputs),
-            image,
-            per_image,
-            stride_v: spread(grid.tile_rows() * half),
+            bias: AlignedBuf::zeros(spec.output.c),
+            zero: AlignedBuf::zeros(spec.input.c),
+            image: spec.output.h * spec.output.w,
+            per_image: pairs(&spec),
+            stride_v: spread(grid.tile_rows() * (spec.input.c / 2)),
             ld_m,
-            stride_m: spread(grid.tile_rows() * ld_m),
+            stride_m: spread(block * ld_m),
             spec,
             before,
             gemm,
             weights: Packed::Given,
             grid,
+            block,
+            ld,
+            apart,
         }
+    }
+
+    /// One tap per product, half of the channels each way.
+    pub(super) fn gemm(&self) -> &Gemm {
+        &self.gemm
+    }
+
+    /// The pairs of the first image.
+    pub(super) fn first_image(&self) -> Range<usize> {
+        0..self.per_image
     }
 
     /// What is done to the pixels of an image on their way.
@@ -355,40 +321,24 @@ impl StrassenProduct {
         let table = (2 * (2 + PRODUCTS) * self.grid.tile_rows()).next_multiple_of(16);
         [table, PRODUCTS * self.stride_v, PRODUCTS * self.stride_m]
     }
-}
 
-impl Kernel for StrassenProduct {
-    fn name(&self) -> String {
-        let before = match self.before {
-            Before::Nothing => "",
-            Before::Held(_) | Before::Table(_) => "norm_",
-            Before::Gate { .. } => "gated_",
-        };
-        format!("{before}strassen_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
-    }
-
-    fn tiles(&self) -> usize {
-        if self.spec.output.pixels() == 0 { 0 } else { self.grid.tiles() }
-    }
-
-    fn scratch(&self) -> usize {
-        self.parts().iter().sum()
-    }
-
-    fn resident_bytes(&self) -> usize {
-        let prologue = if let Before::Held(p) = &self.before { p.scale.len() + p.shift.len() } else { 0 };
-        self.weights.bytes() + 4 * (self.bias.len() + self.zero.len() + prologue)
-    }
-
-    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        assert!(tile < self.tiles() && scratch.len() >= self.scratch());
-        let (pairs, panels) = self.grid.tile(tile);
+    /// Those parts of the scratch memory: the table, V and M.
+    fn split(&self, scratch: &mut [f32]) -> (*mut *const f32, *mut f32, *mut f32) {
+        assert!(scratch.len() >= self.parts().iter().sum());
         let [table, v, _] = self.parts();
         let (table, rest) = scratch.split_at_mut(table);
         let (v, m) = rest.split_at_mut(v);
-        let (pixels, v, m) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr(), m.as_mut_ptr());
+        (table.as_mut_ptr().cast(), v.as_mut_ptr(), m.as_mut_ptr())
+    }
+
+    /// Makes the left sides of `pairs`, no more than a tile has, in the scratch memory.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`] for these pairs.
+    pub(super) unsafe fn sum(&self, pairs: Range<usize>, io: &Io, scratch: &mut [f32]) {
+        let (pixels, v, _) = self.split(scratch);
         let (isa, count, half) = (self.gemm.isa(), pairs.len(), self.spec.input.c / 2);
-        let packed = self.weights.of(io);
+        assert!(count <= self.grid.tile_rows());
         // SAFETY: the parts of the scratch hold what `parts` says for at most `tile_rows` pairs; `io` fits.
         unsafe {
             for (i, pair) in pairs.clone().enumerate() {
@@ -419,13 +369,72 @@ impl Kernel for StrassenProduct {
                 isa.run(Sums { of: self, change, pixels, count, v });
                 start = end;
             }
-            for panel in panels {
-                let columns = self.gemm.columns(panel);
+        }
+    }
+
+    /// Multiplies them by the weights of a panel and puts the products together, at the panel's channels of `io.output`.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`] for these pairs, of which [`sum`](Self::sum) made the left sides.
+    pub(super) unsafe fn panel(&self, pairs: Range<usize>, panel: usize, io: &Io, scratch: &mut [f32]) {
+        let (table, _, m) = self.split(scratch);
+        let (count, blocks) = (pairs.len(), pairs.len().div_ceil(self.block.max(1)));
+        let columns = self.gemm.columns(panel);
+        for block in 0..blocks {
+            let block = block * count / blocks..(block + 1) * count / blocks;
+            // SAFETY: the left sides of every product follow the pixels in the table; M has room for a block.
+            unsafe {
+                let sides = table.cast_const().add(2 * count + block.start);
                 let rows = Rows { table: sides, stride: count, skip: 0 };
                 let each = Each { apart: None, c: m, ld: self.ld_m, stride: self.stride_m };
-                self.gemm.run_each(packed, count, rows, panel, each);
-                isa.run(Join { of: self, pairs: pairs.clone(), columns, io, m });
+                self.gemm.run_each(self.weights.of(io), block.len(), rows, panel, each);
+                let pairs = pairs.start + block.start..pairs.start + block.end;
+                self.gemm.isa().run(Join { of: self, pairs, columns: columns.clone(), io, m });
             }
+        }
+    }
+}
+
+/// The seven products of a convolution.
+pub(super) fn product(spec: &ConvSpec, isa: Isa) -> Gemm {
+    Gemm::new(Extent { taps: PRODUCTS, k: spec.input.c / 2, n: spec.output.c / 2 }, None, isa)
+}
+
+/// Pairs of an image.
+fn pairs(spec: &ConvSpec) -> usize {
+    (spec.output.h * spec.output.w).div_ceil(2)
+}
+
+impl Kernel for StrassenProduct {
+    fn name(&self) -> String {
+        let before = match self.before {
+            Before::Nothing => "",
+            Before::Held(_) | Before::Table(_) => "norm_",
+            Before::Gate { .. } => "gated_",
+        };
+        format!("{before}strassen_{} {}", self.gemm.tile_name(), self.gemm.isa().name())
+    }
+
+    fn tiles(&self) -> usize {
+        if self.spec.output.pixels() == 0 { 0 } else { self.grid.tiles() }
+    }
+
+    fn scratch(&self) -> usize {
+        self.parts().iter().sum()
+    }
+
+    fn resident_bytes(&self) -> usize {
+        let prologue = if let Before::Held(p) = &self.before { p.scale.len() + p.shift.len() } else { 0 };
+        self.weights.bytes() + 4 * (self.bias.len() + self.zero.len() + prologue)
+    }
+
+    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        assert!(tile < self.tiles());
+        let (pairs, panels) = self.grid.tile(tile);
+        // SAFETY: passed on.
+        unsafe {
+            self.sum(pairs.clone(), io, scratch);
+            panels.for_each(|panel| self.panel(pairs.clone(), panel, io, scratch));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The two passes over memory: sums of half pixels, and outputs from products.
 
 use super::StrassenProduct;
-use crate::kernels::Io;
-use crate::simd::{Simd, Task};
+use crate::activation::Activation;
+use crate::kernels::gemm::{clamp_of, is_clamp};
+use crate::kernels::{Epilogue, Io};
+use crate::simd::{Simd, Task, apply_activation};
 use std::ops::Range;
 
 /// Pairs ahead of use to fetch.
@@ -56,7 +58,7 @@ impl Sums<'_> {
     #[inline(always)]
     unsafe fn sums<S: Simd, const CHANGES: bool>(&self, change: impl Fn(S::V, usize) -> S::V) {
         let (half, stride) = (self.of.spec.input.c / 2, self.of.stride_v);
-        // SAFETY: every pixel has both halves of the channels, whole registers each, and V has room for the sums.
+        // SAFETY: every pixel has both halves of the channels, a register each or more, and V has room for the sums.
         unsafe {
             let load = |pixel: *const f32, k: usize| change(S::load(pixel.add(k)), k);
             for pair in 0..self.count {
@@ -64,8 +66,8 @@ impl Sums<'_> {
                 let later = 2 * (pair + AHEAD).min(self.count - 1);
                 let later = [*self.pixels.add(later), *self.pixels.add(later + 1)];
                 let to = self.v.add(pair * half);
-                let mut k = 0;
-                while k < half {
+                // The last register of a half that is no multiple of it overlaps the one before.
+                for k in (0..half).step_by(S::LANES).map(|k| k.min(half - S::LANES)) {
                     for pixel in later {
                         S::prefetch_far(pixel.wrapping_add(k));
                         S::prefetch_far(pixel.wrapping_add(half + k));
@@ -81,14 +83,13 @@ impl Sums<'_> {
                     S::store(to.add(4 * stride), S::add(a1, a2));
                     S::store(to.add(5 * stride), S::sub(b1, a1));
                     S::store(to.add(6 * stride), S::sub(a2, b2));
-                    k += S::LANES;
                 }
             }
         }
     }
 }
 
-/// `y = clamp(sums of products + bias + residual)` for the pairs of a block and, of both halves of the output channels,
+/// `y = activation(sums of products + bias + residual)` for the pairs of a block and, of both halves of the output channels,
 /// those of a panel.
 pub(super) struct Join<'a> {
     pub(super) of: &'a StrassenProduct,
@@ -106,9 +107,15 @@ impl Task for Join<'_> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: passed on.
         unsafe {
-            match self.of.spec.epilogue.residual {
-                None => self.join::<S, false>(0),
-                Some(ld) => self.join::<S, true>(ld),
+            let Epilogue { activation, residual } = self.of.spec.epilogue;
+            let smooth = activation.filter(|&a| !is_clamp(a));
+            match (residual, smooth) {
+                (None, None) => self.join::<S, false>(0, None),
+                (Some(ld), None) => self.join::<S, true>(ld, None),
+                // A loop of its own for EfficientNet's.
+                (None, Some(Activation::Silu)) => self.join::<S, false>(0, Some(Activation::Silu)),
+                (None, other) => self.join::<S, false>(0, other),
+                (Some(ld), other) => self.join::<S, true>(ld, other),
             }
         }
     }
@@ -116,24 +123,23 @@ impl Task for Join<'_> {
 
 impl Join<'_> {
     #[inline(always)]
-    unsafe fn join<S: Simd, const RESIDUAL: bool>(&self, ld_residual: usize) {
+    unsafe fn join<S: Simd, const RESIDUAL: bool>(&self, ld_residual: usize, smooth: Option<Activation>) {
         let (of, columns) = (self.of, self.columns.len());
         // SAFETY: M has the panel's columns for every pair and product.
         unsafe {
-            let rest = S::mask(columns % S::LANES);
             for pair in self.pairs.clone() {
                 let pixels = of.pixels(pair);
                 // Where the next pairs will be stored: a store that waits for its line holds up everything behind it.
-                let later = (pixels.0 + 2 * AHEAD) * of.spec.output.ld;
+                let later = (pixels.0 + 2 * AHEAD) * of.ld;
                 let later = self.io.output.wrapping_add(later).cast_const();
                 let m = self.m.add((pair - self.pairs.start) * of.ld_m);
                 let mut n = 0;
                 while n + S::LANES <= columns {
-                    self.register::<S, RESIDUAL, false>(pixels, n, m, later, ld_residual, rest);
+                    self.register::<S, RESIDUAL, false>(pixels, n, [m, later], ld_residual, smooth);
                     n += S::LANES;
                 }
                 if n < columns {
-                    self.register::<S, RESIDUAL, true>(pixels, n, m, later, ld_residual, rest);
+                    self.register::<S, RESIDUAL, true>(pixels, n, [m, later], ld_residual, smooth);
                 }
             }
         }
@@ -145,39 +151,62 @@ impl Join<'_> {
         &self,
         (a, b): (usize, Option<usize>),
         n: usize,
-        m: *const f32,
-        later: *const f32,
+        [m, later]: [*const f32; 2],
         ld_residual: usize,
-        rest: S::M,
+        smooth: Option<Activation>,
     ) {
-        let of = self.of;
-        let (ld, half, channel) = (of.spec.output.ld, of.spec.output.c / 2, self.columns.start + n);
+        let (of, channel) = (self.of, self.columns.start + n);
         // SAFETY: the columns are channels of the output, and of the residual, which has the same pixels; M has whole
         // registers.
         unsafe {
-            let (least, most) = (S::splat(of.range[0]), S::splat(of.range[1]));
-            let store = |pixel: usize, channel: usize, sum: S::V| {
-                let bias = of.bias.as_ptr().add(channel);
-                let mut y = S::add(sum, if PARTIAL { S::load_masked(bias, rest) } else { S::load(bias) });
-                if RESIDUAL {
-                    let add = self.io.inputs[1].add(pixel * ld_residual + channel);
-                    y = S::add(y, if PARTIAL { S::load_masked(add, rest) } else { S::load(add) });
-                }
-                // A NaN survives both.
-                let (y, to) = (S::min(most, S::max(least, y)), self.io.output.add(pixel * ld + channel));
-                if PARTIAL { S::store_masked(to, y, rest) } else { S::store(to, y) }
-            };
             let product = |i: usize| S::load(m.add(i * of.stride_m + n));
             let (m0, m1, m2, m3, m4) = (product(0), product(1), product(2), product(3), product(4));
-            for at in [channel, half + channel, ld + channel, ld + half + channel] {
-                S::prefetch_far(later.wrapping_add(at));
+            for at in [0, of.apart, of.ld, of.ld + of.apart] {
+                S::prefetch_far(later.wrapping_add(channel + at));
             }
-            store(a, channel, S::add(S::add(m0, m3), S::sub(product(6), m4)));
-            store(a, half + channel, S::add(m2, m4));
-            if let Some(b) = b {
-                store(b, channel, S::add(m1, m3));
-                store(b, half + channel, S::add(S::sub(m0, m1), S::add(m2, product(5))));
+            let mut sums = [[S::add(S::add(m0, m3), S::sub(product(6), m4)), S::add(m2, m4)], [S::zero(); 2]];
+            if b.is_some() {
+                sums[1] = [S::add(m1, m3), S::add(S::sub(m0, m1), S::add(m2, product(5)))];
             }
+            for (pixel, sums) in [Some(a), b].into_iter().zip(sums) {
+                let Some(pixel) = pixel else { break };
+                for (half, sum) in sums.into_iter().enumerate() {
+                    self.store::<S, RESIDUAL, PARTIAL>(pixel, half, n, sum, ld_residual, smooth);
+                }
+            }
+        }
+    }
+
+    /// Finishes and stores what is to be in the columns from `n` on of a pixel's first or second half.
+    #[inline(always)]
+    unsafe fn store<S: Simd, const RESIDUAL: bool, const PARTIAL: bool>(
+        &self,
+        pixel: usize,
+        half: usize,
+        n: usize,
+        sum: S::V,
+        ld_residual: usize,
+        smooth: Option<Activation>,
+    ) {
+        let (of, column) = (self.of, self.columns.start + n);
+        let (channel, at) = (column + half * (of.spec.output.c / 2), column + half * of.apart);
+        // SAFETY: as in `register`.
+        unsafe {
+            let rest = S::mask(self.columns.len() % S::LANES);
+            let bias = of.bias.as_ptr().add(channel);
+            let mut y = S::add(sum, if PARTIAL { S::load_masked(bias, rest) } else { S::load(bias) });
+            if RESIDUAL {
+                let add = self.io.inputs[1].add(pixel * ld_residual + channel);
+                y = S::add(y, if PARTIAL { S::load_masked(add, rest) } else { S::load(add) });
+            }
+            let [least, most] = clamp_of(of.spec.epilogue.activation).map(|bound| S::splat(bound));
+            y = match smooth {
+                // A NaN survives both.
+                None => S::min(most, S::max(least, y)),
+                smooth => apply_activation::<S>(smooth, y),
+            };
+            let to = self.io.output.wrapping_add(pixel * of.ld + at);
+            if PARTIAL { S::store_masked(to, y, rest) } else { S::store(to, y) }
         }
     }
 }
