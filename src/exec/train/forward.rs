@@ -263,7 +263,10 @@ impl<'a> Author<'a> {
                 let placed = window.place([x.h, x.w], &unit.path)?;
                 self.simple(unit, crate::kernels::pool::average(x, y, *window, placed, *count_include_pad, isa));
             }
-            Op::AdaptiveAvgPool { .. } => self.simple(unit, crate::kernels::pool::adaptive_average(x, y, isa)),
+            Op::AdaptiveAvgPool { .. } => match self.absent_norm(input) {
+                Some(norm) => self.normalised_means(unit, norm),
+                None => self.simple(unit, crate::kernels::pool::adaptive_average(x, y, isa)),
+            },
             Op::Activation(function) => self.simple(unit, activation::activation(x, y, *function, isa)),
             Op::Softmax => self.simple(unit, softmax::softmax(x, y, isa)),
             Op::Add => {
@@ -272,6 +275,10 @@ impl<'a> Author<'a> {
             }
             Op::Mul => {
                 let gate = self.value(unit.inputs[1]);
+                if let Some(norm) = self.absent_norm(input) {
+                    self.normalised_product(unit, norm, gate);
+                    return Ok(());
+                }
                 let Some(shortcut) = unit.residual.map(|value| self.value(value)) else {
                     self.simple(unit, elementwise::multiply(x, gate.map, y, unit.activation, isa));
                     return Ok(());

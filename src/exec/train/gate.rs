@@ -145,7 +145,7 @@ impl Author<'_> {
 
     /// Whether a norm alone has made the first factor of a product, and the second one follows from its means by layers that
     /// stand between the two and read nothing else.
-    fn follows_from_means(&self, unit: &Unit) -> bool {
+    pub(super) fn follows_from_means(&self, unit: &Unit) -> bool {
         let (units, x) = (&self.program.units, unit.inputs[0]);
         let at = |value| units.iter().position(|unit| unit.output == value);
         let (Some(norm), Some(product)) = (at(x), at(unit.output)) else { return false };

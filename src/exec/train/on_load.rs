@@ -1,11 +1,12 @@
-//! Norms that the convolution behind them applies while it reads.
+//! Norms that what stands behind them applies while it reads.
 //!
 //! Strassen's sums (1×1) and Winograd's transform (3×3) pass a convolution's input through registers before it is
 //! multiplied, there and on the way back to the weights. A norm with a clamp that only such a convolution reads is applied
-//! in passing, and what it makes is never stored.
+//! in passing, and what it makes is never stored. So is one without a clamp that a gate follows from and is applied to, as in
+//! squeeze-and-excitation: its means are the norm of the means.
 
 use super::forward::Author;
-use super::sketch::At;
+use super::sketch::{At, Draft};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::exec::memory::Place;
@@ -13,6 +14,8 @@ use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op};
 use crate::kernels::conv::grad::{pointwise::Source, weight};
 use crate::kernels::conv::{self, ConvSpec, Precision};
+use crate::kernels::norm::train as norm;
+use crate::kernels::pool;
 
 /// What stands for the output of a norm that is not in memory.
 #[derive(Clone, Copy)]
@@ -32,12 +35,35 @@ impl<'a> Author<'a> {
         (matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none()).then_some(unit)
     }
 
-    /// Whether the only reader of a norm applies it while it reads.
+    /// Whether the only reader of a norm applies it while it reads, or the two that scale it by a gate.
     pub(super) fn reader_normalises(&self, norm: &Unit) -> Result<bool> {
         let value = norm.output;
+        if norm.residual.is_none() && norm.activation.is_none() {
+            let mut products = self.program.units.iter().filter(|unit| matches!(unit.op, Op::Mul));
+            if products.any(|unit| unit.inputs[0] == value && self.follows_from_means(unit)) {
+                return Ok(true);
+            }
+        }
         let mut readers = self.program.units.iter().filter(|unit| unit.reads().any(|read| read == value));
         let (Some(reader), None) = (readers.next(), readers.next()) else { return Ok(false) };
         Ok(!self.program.wanted.contains(&value) && self.normalises(reader)?)
+    }
+
+    /// The means of a norm that is not in memory: the norm of the means of what it reads.
+    pub(super) fn normalised_means(&mut self, unit: &Unit, Absent { x, table, .. }: Absent) {
+        let (to, isa) = (self.value(unit.output), self.isa);
+        self.sketch.push(Draft::new(pool::adaptive_average(x.map, to.map, isa), &[x.into()], to));
+        self.sketch.push(Draft::new(norm::apply(to.map, to.map, None, None, isa), &[to.into(), table], to));
+    }
+
+    /// The product of a norm that is not in memory with a gate.
+    pub(super) fn normalised_product(&mut self, unit: &Unit, Absent { x, table, .. }: Absent, gate: Place) {
+        let to = self.value(unit.output);
+        let residual = unit.residual.map(|value| self.value(value));
+        let ld = residual.map(|place| place.map.ld);
+        let kernel = norm::apply_gated(x.map, to.map, gate.map.ld, ld, unit.activation, self.isa);
+        let inputs = [x.into(), table, residual.map_or(At::None, At::from), gate.into()];
+        self.sketch.push(Draft::new(kernel, &inputs, to));
     }
 
     /// Whether a unit can apply the norm before it while it reads.

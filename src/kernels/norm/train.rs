@@ -3,7 +3,7 @@
 //! ```text
 //! forward    per block of pixels: mean and squared deviations      (f32, around the block's first pixel)
 //!            their union over the blocks                           (f64, in the order of the blocks)
-//!            y = act(x · scale + shift + residual)
+//!            y = act(x · scale + shift + residual), or act((x · scale + shift) · gate + residual)
 //! backward   per block: dT = dy · act'(t), Σ dT, Σ dT · (x − mean)  (f32)
 //!            their sums                                            (f64, in the order of the blocks)
 //!            dx = scale · (dT − Σ dT / N − x̂ · Σ dT·x̂ / N)
@@ -304,12 +304,27 @@ pub fn apply(
     isa: Isa,
 ) -> impl Kernel {
     assert_eq!(Map { ld: 0, ..input }, Map { ld: 0, ..output });
-    Light { isa, kernel: Apply { input, output, residual, activation, blocks: blocks(input) } }
+    Light { isa, kernel: Apply { input, output, gate: None, residual, activation, blocks: blocks(input) } }
+}
+
+/// `y = activation((x · scale + shift) · gate + residual)`. Inputs as with [`apply`], then the gate, one factor per image and
+/// channel, `gate` floats from image to image.
+pub fn apply_gated(
+    input: Map,
+    output: Map,
+    gate: usize,
+    residual: Option<usize>,
+    activation: Option<Activation>,
+    isa: Isa,
+) -> impl Kernel {
+    assert_eq!(Map { ld: 0, ..input }, Map { ld: 0, ..output });
+    Light { isa, kernel: Apply { input, output, gate: Some(gate), residual, activation, blocks: blocks(input) } }
 }
 
 struct Apply {
     input: Map,
     output: Map,
+    gate: Option<usize>,
     residual: Option<usize>,
     activation: Option<Activation>,
     blocks: Tiling,
@@ -317,13 +332,13 @@ struct Apply {
 
 impl Apply {
     #[inline(always)]
-    unsafe fn pixels<S: Simd, const RESIDUAL: bool>(
+    unsafe fn pixels<S: Simd, const RESIDUAL: bool, const GATE: bool>(
         &self,
         pixels: Range<usize>,
         io: &Io,
         activation: Option<Activation>,
     ) {
-        let c = self.input.c;
+        let (c, plane) = (self.input.c, self.input.h * self.input.w);
         let (ld, ahead) = (self.residual.unwrap_or(0), ahead(c, self.input.ld));
         let stream = streams(self.output, io, [io.inputs[0], io.inputs[2]]);
         // SAFETY: the pixels lie in all maps, the mask keeps to the channels, the table has a float for each.
@@ -332,15 +347,19 @@ impl Apply {
             for pixel in pixels {
                 let (x, y) = (io.inputs[0].add(pixel * self.input.ld), io.output.add(pixel * self.output.ld));
                 let r = io.inputs[2].wrapping_add(pixel * ld);
+                let gate = io.inputs[3].wrapping_add(pixel / plane * self.gate.unwrap_or(0));
                 let mut i = 0;
                 while i + S::LANES <= c {
                     if ahead > 0 {
                         S::prefetch_far(x.wrapping_add(ahead * self.input.ld + i));
                     }
                     let mut t = S::fma(S::load(x.add(i)), S::load(scale.add(i)), S::load(shift.add(i)));
-                    if RESIDUAL {
-                        t = S::add(t, S::load(r.add(i)));
-                    }
+                    t = match (GATE, RESIDUAL) {
+                        (false, false) => t,
+                        (false, true) => S::add(t, S::load(r.add(i))),
+                        (true, false) => S::mul(t, S::load(gate.add(i))),
+                        (true, true) => S::fma(t, S::load(gate.add(i)), S::load(r.add(i))),
+                    };
                     t = apply_activation::<S>(activation, t);
                     match stream {
                         true => S::stream(y.add(i), t),
@@ -352,9 +371,12 @@ impl Apply {
                     let mask = S::mask(c - i);
                     let [a, b] = [scale, shift].map(|p| S::load_masked(p.add(i), mask));
                     let mut t = S::fma(S::load_masked(x.add(i), mask), a, b);
-                    if RESIDUAL {
-                        t = S::add(t, S::load_masked(r.add(i), mask));
-                    }
+                    t = match (GATE, RESIDUAL) {
+                        (false, false) => t,
+                        (false, true) => S::add(t, S::load_masked(r.add(i), mask)),
+                        (true, false) => S::mul(t, S::load_masked(gate.add(i), mask)),
+                        (true, true) => S::fma(t, S::load_masked(gate.add(i), mask), S::load_masked(r.add(i), mask)),
+                    };
                     S::store_masked(y.add(i), apply_activation::<S>(activation, t), mask);
                 }
             }
@@ -367,9 +389,10 @@ impl Apply {
 
 impl Tiled for Apply {
     fn name(&self) -> String {
+        let gate = if self.gate.is_some() { "+gate" } else { "" };
         let residual = if self.residual.is_some() { "+residual" } else { "" };
         let activation = self.activation.map_or(String::new(), |a| format!("+{}", a.name()));
-        format!("normalise{residual}{activation}")
+        format!("normalise{gate}{residual}{activation}")
     }
 
     fn tiles(&self) -> usize {
@@ -378,15 +401,19 @@ impl Tiled for Apply {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        use Activation::{Relu, Silu};
         let pixels = self.blocks.range(tile);
         // SAFETY: passed on.
         unsafe {
-            match (self.activation, self.residual.is_some()) {
-                (Some(Activation::Relu), false) => self.pixels::<S, false>(pixels, io, Some(Activation::Relu)),
-                (Some(Activation::Relu), true) => self.pixels::<S, true>(pixels, io, Some(Activation::Relu)),
-                (Some(Activation::Silu), false) => self.pixels::<S, false>(pixels, io, Some(Activation::Silu)),
-                (activation, false) => self.pixels::<S, false>(pixels, io, activation),
-                (activation, true) => self.pixels::<S, true>(pixels, io, activation),
+            match (self.gate.is_some(), self.residual.is_some(), self.activation) {
+                (false, false, Some(Relu)) => self.pixels::<S, false, false>(pixels, io, Some(Relu)),
+                (false, true, Some(Relu)) => self.pixels::<S, true, false>(pixels, io, Some(Relu)),
+                (true, true, Some(Relu)) => self.pixels::<S, true, true>(pixels, io, Some(Relu)),
+                (false, false, Some(Silu)) => self.pixels::<S, false, false>(pixels, io, Some(Silu)),
+                (false, false, other) => self.pixels::<S, false, false>(pixels, io, other),
+                (false, true, other) => self.pixels::<S, true, false>(pixels, io, other),
+                (true, false, other) => self.pixels::<S, false, true>(pixels, io, other),
+                (true, true, other) => self.pixels::<S, true, true>(pixels, io, other),
             }
         }
     }

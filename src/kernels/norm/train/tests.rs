@@ -88,6 +88,7 @@ impl Case {
         let kernel = apply(map, map, ld, self.activation, isa);
         run_tiles(&kernel, &io(&[&x, &table, &residual], &mut y, [&mut [], &mut []]));
         assert_near(&y, &spread(&narrow(&y64), map), 2e-4, &what);
+        self.check_product(&x, &table, isa);
 
         let through = match self.activation {
             None => Through::Nothing,
@@ -153,6 +154,31 @@ impl Case {
         let kernel = backward(last, isa);
         run_tiles(&kernel, &io(&[&dy, &x, &table, &factor, &coefficients, &means], &mut dx, [&mut [], &mut []]));
         assert_near(&dx, &spread(&narrow(&dx64), map), 1e-3, &what);
+    }
+}
+
+impl Case {
+    /// A gate behind the norm, with and without a shortcut.
+    fn check_product(&self, x: &[f32], table: &[f32], isa: Isa) {
+        let Some([factor, _]) = &self.gate else { return };
+        let (map, plane) = (self.map, self.map.h * self.map.w);
+        let per_image = Map::new([map.n, 1, 1, map.c], map.c + 2);
+        let [scale, shift] = [SCALE, SHIFT].map(|row| &table[row * map.c..][..map.c]);
+        for residual in [None, Some(map.ld)] {
+            let (shortcut, mut want) = (spread(&self.residual, map), Vec::new());
+            for (i, &x) in self.x.iter().enumerate() {
+                let c = i / plane % map.c;
+                let norm = f64::from(x) * f64::from(scale[c]) + f64::from(shift[c]);
+                let r = if residual.is_some() { f64::from(self.residual[i]) } else { 0.0 };
+                let y = norm * f64::from(factor[i / plane]) + r;
+                want.push(self.activation.map_or(y, |a| a.apply(y)) as f32);
+            }
+            let mut y = vec![f32::NAN; map.extent()];
+            let kernel = apply_gated(map, map, per_image.ld, residual, self.activation, isa);
+            let inputs = [x, table, &shortcut, &spread(factor, per_image)];
+            run_tiles(&kernel, &io(&inputs, &mut y, [&mut [], &mut []]));
+            assert_near(&y, &spread(&want, map), 2e-5, &format!("{} {map:?} {residual:?}", kernel.name()));
+        }
     }
 }
 
