@@ -51,13 +51,17 @@ impl Author<'_> {
             let moves = matches!(unit.op, Op::Flatten | Op::ChannelPad { .. } | Op::ChannelSlice { .. });
             !pools && !moves && !matches!(unit.op, Op::Add | Op::Concat)
         };
+        // What this unit has made is not made again any more, if nobody is late.
+        let late = |value: NodeId| self.late.iter().any(|unit| unit.reads().any(|read| read == value));
+        let again =
+            |other: &Unit| self.again[other.output.index()] && (other.output != unit.output || late(unit.output));
         // The units behind this one have been led through.
         let now = units.iter().position(|other| other.output == unit.output)?;
         let (producer, readers) = units[..now].split_at(units[..now].iter().position(|u| u.output == value)? + 1);
         let free = !reads_output(producer.last()?)
             && !readers.iter().any(|unit| unit.reads().any(|read| read == value) && reads_inputs(unit))
-            && !self.late.iter().any(|unit| unit.reads().any(|read| read == value))
-            && !units.iter().any(|unit| self.again[unit.output.index()] && unit.reads().any(|read| read == value));
+            && !late(value)
+            && !units.iter().any(|other| again(other) && other.reads().any(|read| read == value));
         (own && free).then_some(place)
     }
 
