@@ -146,6 +146,7 @@ impl Product {
                 }
             }
             Product::Strassen(product) => {
+                debug_assert!(pixels.start == 0, "all of an image at once");
                 let io = Io::new(&[io.inputs[0]], to);
                 // SAFETY: passed on.
                 unsafe { product.panel(product.first_image(), panel, &io, scratch) }

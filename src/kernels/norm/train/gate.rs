@@ -176,7 +176,7 @@ struct GateGradient {
 
 impl Tiled for GateGradient {
     fn name(&self) -> String {
-        "gate_gradient".to_owned()
+        "gather_gate_gradient".to_owned()
     }
 
     fn tiles(&self) -> usize {
