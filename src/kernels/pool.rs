@@ -48,6 +48,8 @@ pub fn adaptive_max(input: Map, output: Map, isa: Isa) -> impl Kernel {
 
 /// Windows of more pixels are read in wider strips of channels.
 const WIDE: usize = 64;
+/// So many output pixels are tiles enough: each has all its channels then, and is read row by row.
+const MANY: usize = 8;
 /// Rows of more pixels than the first of these have as many as the second fetched ahead of use.
 const FEW: usize = 6;
 const AHEAD: usize = 32;
@@ -212,7 +214,8 @@ fn pool<R: Reduction>(
     } else {
         16
     };
-    let block = if 2 * full < input.c { full.next_multiple_of(lines).min(input.c) } else { input.c };
+    let whole = output.pixels() >= MANY || 2 * full >= input.c;
+    let block = if whole { input.c } else { full.next_multiple_of(lines).min(input.c) };
     let tiling = Tiling::new(output.pixels(), taps * block);
     Light { isa, kernel: Pool::<R> { name, input, output, spans, dilation, block, tiling, reduction: PhantomData } }
 }
@@ -244,6 +247,9 @@ impl<R: Reduction> Pool<R> {
                 return;
             }
             let x = x.add(first);
+            if area.counts[1] > FEW && self.block == map.c {
+                return self.by_rows::<S>(x, y, area, weight);
+            }
             while c + 4 * S::LANES <= to {
                 let sums = area.reduce::<S, R, 4>(x.add(c), S::mask(S::LANES));
                 for (i, &sum) in sums.iter().enumerate() {
@@ -256,6 +262,41 @@ impl<R: Reduction> Pool<R> {
                 let [sum] = area.reduce::<S, R, 1>(x.add(c), mask);
                 S::store_masked(y.add(c), finish::<S, R>(sum, weight), mask);
                 c += S::LANES;
+            }
+        }
+    }
+
+    /// The same for all channels, in the same order, but a row of pixels after the other: from memory, it is read end to end.
+    ///
+    /// # Safety
+    /// As [`Area::reduce`] for all channels.
+    #[inline(always)]
+    unsafe fn by_rows<S: Simd>(&self, x: *const f32, y: *mut f32, area: Area, weight: f32) {
+        let (channels, [rows, columns]) = (self.input.c, area.counts);
+        let row_area = Area { counts: [1, columns], ..area };
+        // SAFETY: passed on; the masks keep to the channels.
+        unsafe {
+            for row in 0..rows {
+                let x = x.add(row * area.steps[0]);
+                let join = |sum: S::V, to: *mut f32, mask: S::M| {
+                    let sum = if row == 0 { sum } else { R::join::<S>(S::load_masked(to, mask), sum) };
+                    S::store_masked(to, if row + 1 == rows { finish::<S, R>(sum, weight) } else { sum }, mask);
+                };
+                let mut c = 0;
+                while c + 4 * S::LANES <= channels {
+                    let mask = S::mask(S::LANES);
+                    let sums = row_area.reduce_any::<S, R, 4>(x.add(c), mask);
+                    for (i, &sum) in sums.iter().enumerate() {
+                        join(sum, y.add(c + i * S::LANES), mask);
+                    }
+                    c += 4 * S::LANES;
+                }
+                while c < channels {
+                    let mask = S::mask(S::LANES.min(channels - c));
+                    let [sum] = row_area.reduce_any::<S, R, 1>(x.add(c), mask);
+                    join(sum, y.add(c), mask);
+                    c += S::LANES;
+                }
             }
         }
     }
