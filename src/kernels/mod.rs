@@ -1,7 +1,7 @@
 //! Numeric routines on channels-last memory: no names, no graph, no errors, no allocation while running.
 //!
 //! A kernel is *prepared* once, for one geometry and one instruction set: its weights are packed, its work is cut into
-//! tiles **by shape alone**, so that the result does not depend on the number of threads. Running it is then a matter
+//! tiles, no sum **but by shape**, so that the result does not depend on the number of threads. Running it is then a matter
 //! of calling [`Kernel::run`] for every tile, in any order, from any thread. Kernels assert their contract when they
 //! are prepared; whoever prepares them has checked the user's numbers before.
 

@@ -247,56 +247,55 @@ impl<R: Reduction> Pool<R> {
                 return;
             }
             let x = x.add(first);
-            if area.counts[1] > FEW && self.block == map.c {
-                return self.by_rows::<S>(x, y, area, weight);
+            let weight = R::DIVIDES.then_some(weight);
+            if area.counts[1] <= FEW || self.block < map.c {
+                return self.part::<S, true>(x, y, area, from..to, weight);
             }
-            while c + 4 * S::LANES <= to {
-                let sums = area.reduce::<S, R, 4>(x.add(c), S::mask(S::LANES));
-                for (i, &sum) in sums.iter().enumerate() {
-                    S::store(y.add(c + i * S::LANES), finish::<S, R>(sum, weight));
+            // A row of pixels after the other, in the same order: from memory, that is read end to end.
+            let row_area = Area { counts: [1, area.counts[1]], ..area };
+            for row in 0..area.counts[0] {
+                let weight = weight.filter(|_| row + 1 == area.counts[0]);
+                let x = x.add(row * area.steps[0]);
+                match row {
+                    0 => self.part::<S, true>(x, y, row_area, from..to, weight),
+                    _ => self.part::<S, false>(x, y, row_area, from..to, weight),
                 }
-                c += 4 * S::LANES;
-            }
-            while c < to {
-                let mask = S::mask(S::LANES.min(to - c));
-                let [sum] = area.reduce::<S, R, 1>(x.add(c), mask);
-                S::store_masked(y.add(c), finish::<S, R>(sum, weight), mask);
-                c += S::LANES;
             }
         }
     }
 
-    /// The same for all channels, in the same order, but a row of pixels after the other: from memory, it is read end to end.
+    /// Reduces some channels of an area, joined, unless it is the `FIRST`, with what lies in `y` already, and multiplied by the
+    /// `weight` if there is one.
     ///
     /// # Safety
-    /// As [`Area::reduce`] for all channels.
+    /// As [`Area::reduce`] for these channels, which are writable in `y`.
     #[inline(always)]
-    unsafe fn by_rows<S: Simd>(&self, x: *const f32, y: *mut f32, area: Area, weight: f32) {
-        let (channels, [rows, columns]) = (self.input.c, area.counts);
-        let row_area = Area { counts: [1, columns], ..area };
+    unsafe fn part<S: Simd, const FIRST: bool>(
+        &self,
+        x: *const f32,
+        y: *mut f32,
+        area: Area,
+        channels: Range<usize>,
+        weight: Option<f32>,
+    ) {
         // SAFETY: passed on; the masks keep to the channels.
         unsafe {
-            for row in 0..rows {
-                let x = x.add(row * area.steps[0]);
-                let join = |sum: S::V, to: *mut f32, mask: S::M| {
-                    let sum = if row == 0 { sum } else { R::join::<S>(S::load_masked(to, mask), sum) };
-                    S::store_masked(to, if row + 1 == rows { finish::<S, R>(sum, weight) } else { sum }, mask);
-                };
-                let mut c = 0;
-                while c + 4 * S::LANES <= channels {
-                    let mask = S::mask(S::LANES);
-                    let sums = row_area.reduce_any::<S, R, 4>(x.add(c), mask);
-                    for (i, &sum) in sums.iter().enumerate() {
-                        join(sum, y.add(c + i * S::LANES), mask);
-                    }
-                    c += 4 * S::LANES;
+            let mut c = channels.start;
+            while c + 4 * S::LANES <= channels.end {
+                let sums = area.reduce::<S, R, 4>(x.add(c), S::mask(S::LANES));
+                for (i, &sum) in sums.iter().enumerate() {
+                    let to = y.add(c + i * S::LANES);
+                    let sum = if FIRST { sum } else { R::join::<S>(S::load(to), sum) };
+                    S::store(to, weigh::<S>(sum, weight));
                 }
-                while c < channels {
-                    let mask = S::mask(S::LANES.min(channels - c));
-                    let [sum] = row_area.reduce_any::<S, R, 1>(x.add(c), mask);
-                    join(sum, y.add(c), mask);
-                    c += S::LANES;
-                }
+                c += 4 * S::LANES;
+            }
+            while c < channels.end {
+                let (mask, to) = (S::mask(S::LANES.min(channels.end - c)), y.add(c));
+                let [sum] = area.reduce::<S, R, 1>(x.add(c), mask);
+                let sum = if FIRST { sum } else { R::join::<S>(S::load_masked(to, mask), sum) };
+                S::store_masked(to, weigh::<S>(sum, weight), mask);
+                c += S::LANES;
             }
         }
     }
@@ -305,9 +304,12 @@ impl<R: Reduction> Pool<R> {
 /// # Safety
 /// The CPU has the instruction set of `S`.
 #[inline(always)]
-unsafe fn finish<S: Simd, R: Reduction>(sum: S::V, weight: f32) -> S::V {
+unsafe fn weigh<S: Simd>(sum: S::V, weight: Option<f32>) -> S::V {
     // SAFETY: passed on.
-    unsafe { if R::DIVIDES { S::mul(sum, S::splat(weight)) } else { sum } }
+    match weight {
+        Some(weight) => unsafe { S::mul(sum, S::splat(weight)) },
+        None => sum,
+    }
 }
 
 /// A rectangle of pixels: rows and columns, and the floats from one to the next.

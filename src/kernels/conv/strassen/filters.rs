@@ -1,4 +1,4 @@
-//! Sums of weights, packed once.
+//! The right sides of the products: sums of weights.
 
 use crate::kernels::Weights;
 use crate::kernels::conv::weights::Packing;
