@@ -305,8 +305,8 @@ impl<R: Reduction> Pool<R> {
 /// The CPU has the instruction set of `S`.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(sum: S::V, weight: Option<f32>) -> S::V {
-    // SAFETY: passed on.
     match weight {
+        // SAFETY: passed on.
         Some(weight) => unsafe { S::mul(sum, S::splat(weight)) },
         None => sum,
     }
