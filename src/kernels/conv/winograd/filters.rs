@@ -1,5 +1,4 @@
-//! The transform of filters by the [`points`](super::points) of a form, in f64, and its way back in f32; and how they are
-//! packed.
+//! The transform of filters by the [`points`](super::points) of a form, in f64, and how they are packed.
 
 #![allow(unsafe_code, reason = "streams registers, and packs into raw memory")]
 
@@ -44,35 +43,6 @@ fn spread<P: Points>(g: &Line<MOST_TAPS>) -> Line<MOST_IN> {
             }
             for n in 0..SIDE {
                 (line[i][n], line[i + 1][n]) = (even[n] + odd[n], even[n] - odd[n]);
-            }
-        }
-    }
-    line
-}
-
-/// `Gᵀ·s`, the way back through [`spread`], in f32: of what comes in, every sum is rounded already.
-#[inline(always)]
-pub(super) fn gather<P: Points>(s: &[[f32; SIDE]; MOST_IN]) -> [[f32; SIDE]; MOST_TAPS] {
-    let mut line = [[0.0f32; SIDE]; MOST_TAPS];
-    let mut add = |y: usize, factor: f64, values: &[f32; SIDE]| {
-        if factor != 0.0 {
-            for n in 0..SIDE {
-                line[y][n] += factor as f32 * values[n];
-            }
-        }
-    };
-    for i in 0..P::IN {
-        if i == 0 || i > 2 * P::PAIRS {
-            for y in 0..P::TAPS {
-                add(y, P::G[i][y], &s[i]);
-            }
-        } else if i % 2 == 1 {
-            let [mut even, mut odd] = [[0.0f32; SIDE]; 2];
-            for n in 0..SIDE {
-                (even[n], odd[n]) = (s[i][n] + s[i + 1][n], s[i][n] - s[i + 1][n]);
-            }
-            for y in 0..P::TAPS {
-                add(y, P::G[i][y], if y % 2 == 0 { &even } else { &odd });
             }
         }
     }

@@ -13,7 +13,7 @@
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
-use super::filters::{SIDE, gather};
+use super::filters::SIDE;
 use super::points::{F2, F2Five, F2Strided, F3Four, F4, MOST_IN, MOST_TAPS, Points, Turned};
 use super::transform::{Before, OnLoad, Runs, Squares, Turn};
 use super::{Form, Kept, LEAST_CHANNELS, ROOM};
@@ -86,10 +86,12 @@ struct Gradient<P> {
     across: [usize; 2],
     /// Slices of the squares, each with sums of its own. The sums of a single slice are transformed back where they are.
     slices: usize,
-    /// Parts of the output channels.
-    parts: usize,
+    /// Parts of the output and of the input channels.
+    parts: [usize; 2],
     /// Squares of a block.
     block: usize,
+    /// Rows and columns of the products that are summed at all positions before the next.
+    strip: [usize; 2],
     /// Floats from square to square of V and Z, and from position to position.
     ld: [usize; 2],
     stride: [usize; 2],
@@ -102,44 +104,67 @@ struct Gradient<P> {
 const V_FLOATS: usize = 96 << 10;
 /// Squares of a block; the more where V does not stay there anyway.
 const SQUARES: [usize; 2] = [32, 64];
+/// Floats of V and Z of which a single slice is made at once.
+const AT_ONCE: usize = 5 << 18;
+/// Rows and columns of sums that stay in the second cache from their products until they are transformed back.
+const STRIP: [usize; 2] = [48, 64];
 /// Floats of sums over all slices.
 const SUMS: usize = 3 << 20;
 /// Floats of the sums of a part.
 const SUMS_OF_PART: usize = 3 << 19;
 /// Slices for a few threads.
 const SLICES: usize = 8;
-/// Parts for a few threads. Each transforms all inputs.
+/// Parts for a few threads. Each transforms all that its channels meet.
 const PARTS: usize = 4;
-/// Fewer output channels do not pay for the inputs they transform.
-const LEAST_OUTPUTS: usize = 48;
+/// Fewer channels do not pay for what they make others transform again.
+const LEAST_OF_PART: usize = 48;
 
 impl<P: Turned> Gradient<P> {
     fn new(spec: ConvSpec, form: Form, source: Source, order: Order, isa: Isa) -> Self {
         let across = form.across(&spec);
         let (squares, products) = (spec.output.n * across[0] * across[1], form.products());
-        let sums = products * spec.input.c * spec.output.c;
+        let (channels, outer) = ([spec.output.c, spec.input.c], Outer::new(isa));
+        let sums = products * channels[0] * channels[1];
         let slices = (SUMS / sums).clamp(1, SLICES).min(squares.div_ceil(SQUARES[0]));
-        let parts = PARTS.div_ceil(slices).max(sums / SUMS_OF_PART).min(spec.output.c / LEAST_OUTPUTS).max(1);
-        let fitting = V_FLOATS / (products * spec.input.c);
+        let mut parts = [1, 1];
+        let of_part = |parts: [usize; 2]| [0, 1].map(|side| channels[side].div_ceil(parts[side]));
+        let at_once = |parts| slices == 1 && products * squares * of_part(parts).iter().sum::<usize>() <= AT_ONCE;
+        let enough = |parts: [usize; 2]| {
+            let count = parts[0] * parts[1];
+            count >= PARTS.div_ceil(slices) && (count >= sums / SUMS_OF_PART || at_once(parts))
+        };
+        while !enough(parts) {
+            let of_part = of_part(parts);
+            let side = usize::from(of_part[1] > of_part[0] && order.folded.is_none());
+            if of_part[side] < 2 * LEAST_OF_PART {
+                break;
+            }
+            parts[side] *= 2;
+        }
+        let (at_once, of_part) = (at_once(parts), of_part(parts));
+        let fitting = V_FLOATS / (products * of_part[1]);
         let block = if fitting < SQUARES[0] { SQUARES[1] } else { fitting.min(SQUARES[1]) };
-        let block = block.min(squares.div_ceil(slices));
-        let ld = [spec.input.c, spec.output.c.div_ceil(parts)].map(|c| c.next_multiple_of(16));
+        let block = if at_once { squares } else { block.min(squares.div_ceil(slices)) };
+        let ld = [of_part[1], of_part[0]].map(|c| c.next_multiple_of(16));
         // An odd number of cache lines: positions must not fall into the same set of the first cache.
         let room = order.folded.map_or(0, |_| ROOM);
         let stride = ld.map(|ld| ((block * ld).div_ceil(16) | 1) * 16 + room);
         let zero = AlignedBuf::zeros(Runs::of(spec.input, order.folded).reach().max(spec.output.c));
-        let (channels, outer) = ([spec.output.c, spec.input.c], Outer::new(isa));
         let [plain, turned] = [channels, [channels[1], channels[0]]].map(|size| outer.cost(size));
+        let back = Back { order, channels, turned: 10 * turned < 9 * plain };
+        let [rows, columns] = if back.turned { [of_part[1], of_part[0]] } else { of_part };
+        let strip = if at_once { [rows.min(STRIP[0]), columns.min(STRIP[1])] } else { [rows, columns] };
         Gradient {
             spec,
             form,
             source,
-            back: Back { order, channels, turned: 10 * turned < 9 * plain },
+            back,
             outer,
             across,
             slices,
             parts,
             block,
+            strip,
             ld,
             stride,
             zero,
@@ -150,10 +175,7 @@ impl<P: Turned> Gradient<P> {
     /// Floats of the tables of pointers, of V, of Z, and of sums that no other kernel transforms back.
     fn parts_of_scratch(&self) -> [usize; 4] {
         let products = self.form.products();
-        let sums = match self.slices {
-            1 => products * self.spec.output.c.div_ceil(self.parts) * self.spec.input.c,
-            _ => 0,
-        };
+        let sums = if self.slices == 1 { products * self.strip[0] * self.strip[1] } else { 0 };
         let tables = (4 * self.block).next_multiple_of(16);
         [tables, products * self.stride[0], products * self.stride[1], sums]
     }
@@ -172,7 +194,7 @@ impl<P: Turned> Tiled for Gradient<P> {
     }
 
     fn tiles(&self) -> usize {
-        self.slices * self.parts
+        self.slices * self.parts[0] * self.parts[1]
     }
 
     fn scratch(&self) -> usize {
@@ -185,89 +207,151 @@ impl<P: Turned> Tiled for Gradient<P> {
 
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let (slice, part) = (tile / self.parts, tile % self.parts);
-        let (inputs, outputs, products) = (self.spec.input.c, self.spec.output.c, self.form.products());
-        let columns = Self::cut(outputs, part, self.parts);
+        let [of_outputs, of_inputs] = self.parts;
+        let slice = tile / (of_outputs * of_inputs);
+        let outputs = Self::cut(self.spec.output.c, tile / of_inputs % of_outputs, of_outputs);
+        let inputs = Self::cut(self.spec.input.c, tile % of_inputs, of_inputs);
         let all = Self::cut(self.spec.output.n * self.across[0] * self.across[1], slice, self.slices);
         let [table, v, z, _] = self.parts_of_scratch();
         let (table, rest) = scratch.split_at_mut(table);
         let (v, rest) = rest.split_at_mut(v);
         let (z, sums) = rest.split_at_mut(z);
         let (tables, v, z) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr(), z.as_mut_ptr());
-        let tables = [tables, tables.wrapping_add(self.block)];
-        // Sums of this tile's output channels lie in the scratch, or with those of the other parts; from position to position
-        // and from row to row of the product there are so many floats.
-        let all_outputs = if self.slices == 1 { columns.len() } else { outputs };
-        let (apart, ld_c) = (all_outputs * inputs, if self.back.turned { all_outputs } else { inputs });
-        let first = columns.start * if self.back.turned { 1 } else { inputs };
-        let sums = match self.slices {
-            1 => sums.as_mut_ptr(),
-            _ => io.output.wrapping_add(slice * products * apart + first),
-        };
-        let squares =
-            Squares { spec: &self.spec, across: self.across, zero: self.zero.as_ptr(), folded: self.back.order.folded };
+        let sides = Sides { tables: [tables, tables.wrapping_add(self.block)], v, z };
+        let (rows, columns) =
+            if self.back.turned { (inputs.clone(), outputs.clone()) } else { (outputs.clone(), inputs.clone()) };
         let blocks = all.len().div_ceil(self.block).max(1);
         for block in 0..blocks {
             let tiles = all.start + block * all.len() / blocks..all.start + (block + 1) * all.len() / blocks;
-            let count = tiles.len();
-            // SAFETY: V and Z have room for a block of squares at every position; the sums of this slice and these output
-            // channels are this tile's alone.
-            unsafe {
-                let [ld, ld_z] = self.ld;
-                let [stride, stride_z] = self.stride;
-                let input = io.inputs[0];
-                let norm = match self.source {
-                    Source::Ready => None,
-                    Source::Norm(clamp) => Some(OnLoad::new(io.inputs[2], inputs, clamp)),
-                };
-                let seen = tiles.clone();
-                Before::<P> { squares, tiles: seen, input, norm, v, ld, stride, points: PhantomData }.run::<S>();
-                let gradient = io.inputs[1];
-                let turn = Turn::<P> {
-                    squares,
-                    tiles,
-                    columns: columns.clone(),
-                    gradient,
-                    z,
-                    ld: ld_z,
-                    stride: stride_z,
-                    points: PhantomData,
-                };
-                turn.run::<S>();
-                for position in 0..products {
-                    for square in 0..count {
-                        *tables[0].add(square) = z.add(position * stride_z + square * ld_z);
-                        *tables[1].add(square) = v.add(position * stride + square * ld);
+            // SAFETY: V and Z have room for a block of squares at every position.
+            unsafe { self.transform::<S>([outputs.clone(), inputs.clone()], tiles.clone(), io, &sides) };
+            let store = if block == 0 { Store::Set } else { Store::Add };
+            for row in rows.clone().step_by(self.strip[0]) {
+                let down = row..rows.end.min(row + self.strip[0]);
+                for column in columns.clone().step_by(self.strip[1]) {
+                    let along = column..columns.end.min(column + self.strip[1]);
+                    let from = [row - rows.start, column - columns.start];
+                    let size = [down.len(), along.len()];
+                    // SAFETY: the sums of this slice and these channels are this tile's alone, in the scratch if there is one
+                    // slice, and so are the taps; the sums are complete behind the last block.
+                    unsafe {
+                        if self.slices == 1 {
+                            let sums = Sums { at: sums.as_mut_ptr(), apart: size[0] * size[1], ld: size[1] };
+                            self.multiply(&sides, tiles.len(), from, size, sums, store);
+                            if block + 1 == blocks {
+                                let strides = [1, 0, sums.apart, sums.ld];
+                                self.back.taps::<S, P>(down.clone(), along, sums.at, strides, io.output);
+                            }
+                        } else {
+                            let [all_rows, ld] = self.back.size();
+                            let apart = all_rows * ld;
+                            let at = io.output.add(slice * self.form.products() * apart + row * ld + column);
+                            self.multiply(&sides, tiles.len(), from, size, Sums { at, apart, ld }, store);
+                        }
                     }
-                    let [z_side, v_side] = tables.map(|table| Side { pixels: table.cast_const(), skip: 0 });
-                    let (a, b, size) = match self.back.turned {
-                        true => (v_side, z_side, [inputs, columns.len()]),
-                        false => (z_side, v_side, [columns.len(), inputs]),
-                    };
-                    // The next position's sides have left the second cache since they were made.
-                    let next = |of: *const f32, c: usize, ld: usize, stride: usize| match position + 1 < products {
-                        true => Ahead::new(of.wrapping_add((position + 1) * stride), count, [c, ld]),
-                        false => Ahead::NONE,
-                    };
-                    self.outer.run(&Block {
-                        a,
-                        b: Right::Lies(b),
-                        pixels: count,
-                        c: sums.wrapping_add(position * apart),
-                        ld_c,
-                        size,
-                        store: if block == 0 { Store::Set } else { Store::Add },
-                        ahead: Queue::of([next(v, inputs, ld, stride), next(z, columns.len(), ld_z, stride_z)]),
-                    });
                 }
             }
         }
-        if self.slices == 1 {
-            let inputs = 0..inputs;
-            let (rows, across) = if self.back.turned { (inputs, columns) } else { (columns, inputs) };
-            // SAFETY: sums for every input channel lie at every position; the taps of these output channels are this tile's
-            // alone.
-            unsafe { self.back.taps::<P>(rows, across, sums, [1, 0, apart, ld_c], io.output) };
+    }
+}
+
+/// The factors of a block, and room for the pointers to their pixels.
+struct Sides {
+    tables: [*mut *const f32; 2],
+    v: *mut f32,
+    z: *mut f32,
+}
+
+/// Where a product goes: from position to position and from row to row there are so many floats.
+#[derive(Clone, Copy)]
+struct Sums {
+    at: *mut f32,
+    apart: usize,
+    ld: usize,
+}
+
+impl<P: Turned> Gradient<P> {
+    /// Makes V and Z of some squares and some output and input channels.
+    ///
+    /// # Safety
+    /// There is room for them, and the maps are those of the convolution.
+    #[inline(always)]
+    unsafe fn transform<S: Simd>(
+        &self,
+        [outputs, inputs]: [Range<usize>; 2],
+        tiles: Range<usize>,
+        io: &Io,
+        &Sides { v, z, .. }: &Sides,
+    ) {
+        let (ld, stride, folded) = (self.ld, self.stride, self.back.order.folded);
+        let mut spec = self.spec;
+        spec.input.c = inputs.len();
+        let squares = Squares { spec: &spec, across: self.across, zero: self.zero.as_ptr(), folded };
+        let norm = match self.source {
+            Source::Ready => None,
+            Source::Norm(clamp) => Some(OnLoad::new(io.inputs[2], self.spec.input.c, clamp).from(inputs.start)),
+        };
+        let input = io.inputs[0].wrapping_add(inputs.start);
+        let seen = tiles.clone();
+        // SAFETY: passed on.
+        unsafe {
+            let v =
+                Before::<P> { squares, tiles: seen, input, norm, v, ld: ld[0], stride: stride[0], points: PhantomData };
+            v.run::<S>();
+            let (gradient, columns) = (io.inputs[1], outputs);
+            let z =
+                Turn::<P> { squares, tiles, columns, gradient, z, ld: ld[1], stride: stride[1], points: PhantomData };
+            z.run::<S>();
+        }
+    }
+
+    /// The products of a strip at all positions, from these rows and columns of the tile's on.
+    ///
+    /// # Safety
+    /// V and Z hold so many squares, and the sums are writable.
+    #[inline(always)]
+    unsafe fn multiply(
+        &self,
+        sides: &Sides,
+        squares: usize,
+        from: [usize; 2],
+        size: [usize; 2],
+        sums: Sums,
+        store: Store,
+    ) {
+        let ([ld_v, ld_z], [v_apart, z_apart]) = (self.ld, self.stride);
+        // The rows and the columns: where they lie, from square to square and from position to position.
+        let [v, z] = [(sides.v, ld_v, v_apart), (sides.z, ld_z, z_apart)];
+        let sources = if self.back.turned { [v, z] } else { [z, v] };
+        for position in 0..self.form.products() {
+            // SAFETY: passed on.
+            unsafe {
+                for (table, (at, ld, apart)) in sides.tables.into_iter().zip(sources) {
+                    for square in 0..squares {
+                        *table.add(square) = at.add(position * apart + square * ld);
+                    }
+                }
+                let [a, b] = [0, 1].map(|side| Side { pixels: sides.tables[side].cast_const(), skip: from[side] });
+                // The next position's sides have left the second cache since they were made.
+                let next = |side: usize| match position + 1 < self.form.products() {
+                    true => {
+                        let (at, ld, apart) = sources[side];
+                        let at = at.wrapping_add((position + 1) * apart + from[side]);
+                        Ahead::new(at, squares, [size[side], ld])
+                    }
+                    false => Ahead::NONE,
+                };
+                self.outer.run(&Block {
+                    a,
+                    b: Right::Lies(b),
+                    pixels: squares,
+                    c: sums.at.add(position * sums.apart),
+                    ld_c: sums.ld,
+                    size,
+                    store,
+                    ahead: Queue::of([next(1), next(0)]),
+                });
+            }
         }
     }
 }
@@ -298,7 +382,7 @@ impl<P: Turned> Tiled for Gather<P> {
         unsafe {
             let sums = io.inputs[0].add(mine.start * across);
             let strides = [self.slices, P::IN * P::IN * apart, apart, across];
-            self.back.taps::<P>(mine, 0..across, sums, strides, io.output);
+            self.back.taps::<S, P>(mine, 0..across, sums, strides, io.output);
         }
     }
 }
@@ -335,7 +419,7 @@ impl Back {
     /// # Safety
     /// All these sums are readable, the taps writable.
     #[inline(always)]
-    unsafe fn taps<P: Turned>(
+    unsafe fn taps<S: Simd, P: Turned>(
         &self,
         rows: Range<usize>,
         across: Range<usize>,
@@ -344,22 +428,22 @@ impl Back {
         to: *mut f32,
     ) {
         for (i, row) in rows.enumerate() {
-            for first in across.clone().step_by(SIDE) {
-                let count = SIDE.min(across.end - first);
-                let mut square = [[0.0f32; SIDE]; MOST_IN * MOST_IN];
-                for slice in 0..slices {
-                    for (position, square) in square.iter_mut().enumerate().take(P::IN * P::IN) {
-                        // SAFETY: passed on.
-                        let from = unsafe {
-                            let at = slice * slice_apart + position * apart + i * ld + first - across.start;
-                            std::slice::from_raw_parts(sums.add(at), count)
-                        };
-                        square.iter_mut().zip(from).for_each(|(sum, v)| *sum += v);
-                    }
-                }
-                let taps = back::<P>(&square);
-                // SAFETY: passed on.
+            for first in across.clone().step_by(S::LANES) {
+                let count = S::LANES.min(across.end - first);
+                let mut taps = [[0.0f32; SIDE]; MOST_TAPS * MOST_TAPS];
+                // SAFETY: passed on; an array of taps has room for a register.
                 unsafe {
+                    let mask = S::mask(count);
+                    let from = sums.add(i * ld + first - across.start);
+                    let sum = |position: usize| {
+                        let from = from.add(position * apart);
+                        let mut sum = S::load_masked(from, mask);
+                        for slice in 1..slices {
+                            sum = S::add(sum, S::load_masked(from.add(slice * slice_apart), mask));
+                        }
+                        sum
+                    };
+                    back::<S, P>(sum, &mut taps);
                     match self.order.folded {
                         None if !self.turned => {
                             let to = to.add(row * self.order.output + first * self.order.input);
@@ -401,21 +485,55 @@ impl Back {
     }
 }
 
-/// `Gᵀ·dU·G` of up to 16 pairs.
+/// `Gᵀ·dU·G` of a register of pairs, the sums of every position by `sum`.
+///
+/// # Safety
+/// The sums may be asked for, and S is supported.
 #[inline(always)]
-fn back<P: Turned>(sums: &[[f32; SIDE]; MOST_IN * MOST_IN]) -> [[f32; SIDE]; MOST_TAPS * MOST_TAPS] {
-    // Rows of Gᵀ·dU.
-    let mut rows = [[[0.0; SIDE]; MOST_IN]; MOST_TAPS];
-    for j in 0..P::IN {
-        let mut column = [[0.0; SIDE]; MOST_IN];
-        (0..P::IN).for_each(|i| column[i] = sums[i * P::IN + j]);
-        let column = gather::<P>(&column);
-        (0..P::TAPS).for_each(|a| rows[a][j] = column[a]);
+unsafe fn back<S: Simd, P: Turned>(sum: impl Fn(usize) -> S::V, taps: &mut [[f32; SIDE]; MOST_TAPS * MOST_TAPS]) {
+    // SAFETY: as demanded.
+    unsafe {
+        // Rows of Gᵀ·dU.
+        let mut rows = [[S::zero(); MOST_IN]; MOST_TAPS];
+        for j in 0..P::IN {
+            let mut column = [S::zero(); MOST_IN];
+            for i in 0..P::IN {
+                column[i] = sum(i * P::IN + j);
+            }
+            let column = gather::<S, P>(column);
+            for a in 0..P::TAPS {
+                rows[a][j] = column[a];
+            }
+        }
+        for a in 0..P::TAPS {
+            let row = gather::<S, P>(rows[a]);
+            for b in 0..P::TAPS {
+                S::store(taps[a * P::TAPS + b].as_mut_ptr(), row[b]);
+            }
+        }
     }
-    let mut taps = [[0.0f32; SIDE]; MOST_TAPS * MOST_TAPS];
-    for a in 0..P::TAPS {
-        let row = gather::<P>(&rows[a]);
-        (0..P::TAPS).for_each(|b| taps[a * P::TAPS + b] = row[b]);
+}
+
+/// `Gᵀ·s`, the way back through the transform of filters, in f32: of what comes in, every sum is rounded already.
+#[inline(always)]
+unsafe fn gather<S: Simd, P: Points>(s: [S::V; MOST_IN]) -> [S::V; MOST_TAPS] {
+    // SAFETY: arithmetic in registers of a supported set.
+    unsafe {
+        let mut line = [S::zero(); MOST_TAPS];
+        for i in 0..P::IN {
+            let alone = i == 0 || i > 2 * P::PAIRS;
+            if !alone && i % 2 == 0 {
+                continue;
+            }
+            // What two rows of a pair have in common is computed once.
+            let [even, odd] = if alone { [s[i]; 2] } else { [S::add(s[i], s[i + 1]), S::sub(s[i], s[i + 1])] };
+            for y in 0..P::TAPS {
+                let (factor, values) = (P::G[i][y] as f32, if y % 2 == 0 { even } else { odd });
+                if factor != 0.0 {
+                    line[y] = S::fma(S::splat(factor), values, line[y]);
+                }
+            }
+        }
+        line
     }
-    taps
 }

@@ -74,6 +74,11 @@ impl OnLoad {
         let [scale, shift] = [SCALE, SHIFT].map(|row| table.wrapping_add(row * channels));
         OnLoad { scale, shift, range: clamp_of(clamp) }
     }
+
+    /// From this channel on.
+    pub(super) fn from(self, channel: usize) -> Self {
+        OnLoad { scale: self.scale.wrapping_add(channel), shift: self.shift.wrapping_add(channel), ..self }
+    }
 }
 
 /// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`. Of a folded image, up to a register's floats
