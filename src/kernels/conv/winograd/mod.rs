@@ -134,10 +134,10 @@ impl Form {
         [spec.output.h.div_ceil(self.outputs()), spec.output.w.div_ceil(self.outputs())]
     }
 
-    /// Whether so many squares have less than three quarters of the products of a convolution's gradient: a third more pays
-    /// for the transforms and for sums that do not fit the cache.
+    /// Whether so many squares have less than eleven twelfths of the products of a convolution's gradient: what is left pays for
+    /// the transforms.
     fn pays(self, squares: usize, spec: &ConvSpec) -> bool {
-        4 * self.products() * squares < 3 * spec.window.taps() * spec.output.pixels()
+        12 * self.products() * squares < 11 * spec.window.taps() * spec.output.pixels()
     }
 }
 
