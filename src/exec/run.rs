@@ -4,7 +4,7 @@
 use super::plan::Plan;
 use super::prepare::{IMAGE, Slot, Step};
 use crate::error::{Error, Result};
-use crate::kernels::{Io, MAX_INPUTS};
+use crate::kernels::{Io, MAX_INPUTS, Soon};
 use crate::par::{Progress, Steps, Team};
 use crate::tensor::{AlignedBuf, Tensor};
 use std::ops::Range;
@@ -233,7 +233,7 @@ impl Run<'_> {
         let mut inputs = [std::ptr::null(); MAX_INPUTS];
         inputs.iter_mut().zip(step.inputs).for_each(|(p, slot)| *p = self.address(slot, at).cast_const());
         let [output, also] = [[step.output, Slot::None], step.also].map(|slots| slots.map(|s| self.address(s, at)));
-        let io = Io { inputs, output: output[0], also };
+        let io = Io { inputs, output: output[0], also, soon: [Soon::NONE; 2] };
         // SAFETY: worker numbers are distinct, so the scratch areas are; the layout keeps maps that are alive at the
         // same time apart and inside the arena; the image was checked to have the planned shape; nothing writes to it.
         unsafe {

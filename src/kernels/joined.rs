@@ -1,9 +1,9 @@
 //! A convolution and the pass over its output that follows, a block of pixels at a time: what the pass reads is then still in
-//! the second cache, and only what else it needs comes from memory.
+//! the second cache, and what else it needs is fetched while the convolution multiplies.
 
 #![allow(unsafe_code, reason = "hands raw pointers on to two kernels")]
 
-use super::{Io, Kernel, MAX_INPUTS, Stripes};
+use super::{Io, Kernel, MAX_INPUTS, Soon, Stripes};
 
 /// Inputs of the joined kernel that the pass reads as its inputs 1, 2 and 3; its input 0 is the output of the first. The
 /// others are the first kernel's: its own first two, and its weights.
@@ -50,7 +50,10 @@ impl Kernel for Joined {
         let mut inputs = [std::ptr::null(); MAX_INPUTS];
         inputs[0] = io.output.cast_const();
         inputs[1..].iter_mut().zip(PASSED).for_each(|(input, from)| *input = io.inputs[from]);
-        let pass = Io { inputs, output: io.also[0], also: [io.also[1], std::ptr::null_mut()] };
+        let also = [io.also[1], std::ptr::null_mut()];
+        let pass = Io { inputs, output: io.also[0], also, soon: [Soon::NONE; 2] };
+        let soon = self.second.reads().map(|of| of.map_or(Soon::NONE, |(input, ld)| Soon { at: inputs[input], ld }));
+        let io = &Io { soon, ..*io };
         // SAFETY: the caller brings what both need; a block's tiles are its own, and so are the units they consist of.
         unsafe {
             for part in 0..parts {

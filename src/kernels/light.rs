@@ -53,6 +53,10 @@ pub(super) trait Tiled: Send + Sync {
         0
     }
 
+    fn reads(&self) -> [Option<(usize, usize)>; 2] {
+        [None; 2]
+    }
+
     /// Computes one tile. Mark it `#[inline(always)]`.
     ///
     /// # Safety
@@ -98,6 +102,10 @@ impl<K: Tiled> Kernel for Light<K> {
 
     fn resident_bytes(&self) -> usize {
         self.kernel.resident_bytes()
+    }
+
+    fn reads(&self) -> [Option<(usize, usize)>; 2] {
+        self.kernel.reads()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {

@@ -98,6 +98,25 @@ pub const MAX_INPUTS: usize = 6;
 /// The input of a kernel whose packed weights come with every run.
 pub const WEIGHTS: usize = 4;
 
+/// A map of a kernel's output's shape that is read soon after it: pixel `p` lies at `at + p · ld`.
+#[derive(Debug, Clone, Copy)]
+pub struct Soon {
+    /// The first element, or null.
+    pub at: *const f32,
+    /// Floats from pixel to pixel.
+    pub ld: usize,
+}
+
+impl Soon {
+    /// No such map.
+    pub const NONE: Soon = Soon { at: std::ptr::null(), ld: 0 };
+
+    /// From so many pixels and channels on.
+    pub fn from(self, pixels: usize, channels: usize) -> Self {
+        if self.at.is_null() { self } else { Soon { at: self.at.wrapping_add(pixels * self.ld + channels), ..self } }
+    }
+}
+
 /// Where a kernel reads and writes: pointers to the first element of each map it was prepared for.
 #[derive(Debug, Clone, Copy)]
 pub struct Io {
@@ -107,12 +126,19 @@ pub struct Io {
     pub output: *mut f32,
     /// What kernels that document further results write; else null.
     pub also: [*mut f32; 2],
+    /// What may be fetched meanwhile.
+    pub soon: [Soon; 2],
 }
 
 impl Io {
     /// Reads `inputs`, in order, and writes `output`.
     pub fn new(inputs: &[*const f32], output: *mut f32) -> Self {
-        let mut io = Io { inputs: [std::ptr::null(); MAX_INPUTS], output, also: [std::ptr::null_mut(); 2] };
+        let mut io = Io {
+            inputs: [std::ptr::null(); MAX_INPUTS],
+            output,
+            also: [std::ptr::null_mut(); 2],
+            soon: [Soon::NONE; 2],
+        };
         io.inputs[..inputs.len()].copy_from_slice(inputs);
         io
     }
@@ -146,6 +172,11 @@ pub trait Kernel: Send + Sync {
     /// Bytes of packed weights and tables held.
     fn resident_bytes(&self) -> usize {
         0
+    }
+
+    /// The inputs, and their pixel strides, that it reads pixel by pixel as it does its input 0, if it says so.
+    fn reads(&self) -> [Option<(usize, usize)>; 2] {
+        [None; 2]
     }
 
     /// How the tiles make blocks of whole pixels, if they do.

@@ -256,12 +256,15 @@ impl Form for Indirect {
 /// `io` fits `spec`; `row` is a pixel of the output.
 pub(super) unsafe fn target(spec: &ConvSpec, io: &Io, row: usize, group: usize) -> Target {
     let (ld, channel) = (spec.output.ld, group * spec.group_outputs());
+    let soon = io.soon.map(|soon| soon.from(row, channel));
     // SAFETY: within the output map, and the residual's, which has the same pixels.
     unsafe {
         let c = io.output.add(row * ld + channel);
         match spec.epilogue.residual {
-            None => Target::plain(c, ld),
-            Some(ld_residual) => Target { c, ld, residual: io.inputs[1].add(row * ld_residual + channel), ld_residual },
+            None => Target { soon, ..Target::plain(c, ld) },
+            Some(ld_residual) => {
+                Target { c, ld, residual: io.inputs[1].add(row * ld_residual + channel), ld_residual, soon }
+            }
         }
     }
 }

@@ -18,6 +18,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "register tiles are indexed by pixel and vector")]
 
+use crate::kernels::Soon;
 use crate::simd::{self, Isa, Routine, Simd};
 
 /// What one call of a microkernel works on.
@@ -35,6 +36,8 @@ pub(super) struct Tile {
     /// columns for every sixteen of `k`.
     pub(super) below: [*const f32; 2],
     pub(super) columns: usize,
+    /// What is read of the same rows and columns when all of them are done: fetched too, but not as near.
+    pub(super) soon: [Soon; 2],
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
     pub(super) taps: usize,
@@ -124,6 +127,15 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
             fetch_column::<S>(t.below[0].wrapping_add(column * S::LANES), t.ldc, MR + t.again);
             if !t.below[1].is_null() {
                 fetch_column::<S>(t.below[1].wrapping_add(column * S::LANES), t.ld_residual, MR + t.again);
+            }
+            for soon in t.soon {
+                if !soon.at.is_null() {
+                    let mut at = soon.at.wrapping_add(column * S::LANES);
+                    for _ in 0..MR + t.again {
+                        S::prefetch_far(at);
+                        at = at.wrapping_add(soon.ld);
+                    }
+                }
             }
             column += 1;
         }

@@ -26,6 +26,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+use super::Soon;
 use crate::activation::Activation;
 use crate::simd::{self, Isa};
 use cut::{cut_each, cut_panels, cut_pieces};
@@ -66,12 +67,14 @@ pub struct Target {
     pub residual: *const f32,
     /// Floats from row to row of the residual.
     pub ld_residual: usize,
+    /// What is fetched of the same rows and columns.
+    pub soon: [Soon; 2],
 }
 
 impl Target {
     /// Rows that are stored without anything added.
     pub fn plain(c: *mut f32, ld: usize) -> Self {
-        Target { c, ld, residual: std::ptr::null(), ld_residual: 0 }
+        Target { c, ld, residual: std::ptr::null(), ld_residual: 0, soon: [Soon::NONE; 2] }
     }
 }
 
@@ -307,6 +310,7 @@ impl Gemm {
                         later: std::ptr::null(),
                         later_parts: 0,
                         below: [std::ptr::null(); 2],
+                        soon: if last { target.soon.map(|soon| soon.from(0, panel.start)) } else { [Soon::NONE; 2] },
                         columns: 0,
                         again: 0,
                         skip: rows.skip + piece.k.start,
@@ -381,6 +385,7 @@ impl Gemm {
                         later: std::ptr::null(),
                         later_parts: 0,
                         below: [std::ptr::null(); 2],
+                        soon: [Soon::NONE; 2],
                         columns: 0,
                         again: 0,
                         skip: rows.skip + piece.start,

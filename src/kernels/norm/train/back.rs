@@ -42,6 +42,13 @@ pub struct Chain {
     pub scaled: bool,
 }
 
+impl Chain {
+    /// Whether the norm's input is read.
+    fn reads_input(&self) -> bool {
+        matches!(self.through, Through::Normalised(_) | Through::Input(_)) || self.sums == Sums::Norm
+    }
+}
+
 /// Sums over the pixels of a block, per channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sums {
@@ -234,6 +241,11 @@ impl Tiled for Chained {
 
     fn tiles(&self) -> usize {
         self.blocks.tiles()
+    }
+
+    fn reads(&self) -> [Option<(usize, usize)>; 2] {
+        let output = if let Through::Output(_, ld) = self.chain.through { Some((3, ld)) } else { None };
+        [self.chain.reads_input().then_some((1, self.chain.input)), output]
     }
 
     #[inline(always)]
