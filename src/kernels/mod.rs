@@ -126,7 +126,7 @@ pub struct Io {
     pub output: *mut f32,
     /// What kernels that document further results write; else null.
     pub also: [*mut f32; 2],
-    /// What may be fetched meanwhile.
+    /// What may be fetched meanwhile: nothing, one map, or two.
     pub soon: [Soon; 2],
 }
 
@@ -174,7 +174,8 @@ pub trait Kernel: Send + Sync {
         0
     }
 
-    /// The inputs, and their pixel strides, that it reads pixel by pixel as it does its input 0, if it says so.
+    /// The inputs, and their pixel strides, that it reads pixel by pixel as it does its input 0, if it says so: the first of
+    /// two, then the second.
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
         [None; 2]
     }

@@ -20,6 +20,7 @@
 
 use crate::kernels::Soon;
 use crate::simd::{self, Isa, Routine, Simd};
+use std::ops::Range;
 
 /// What one call of a microkernel works on.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +37,7 @@ pub(super) struct Tile {
     /// columns for every sixteen of `k`.
     pub(super) below: [*const f32; 2],
     pub(super) columns: usize,
-    /// What is read of the same rows and columns when all of them are done: fetched too, but not as near.
+    /// What is read of the same rows and columns when all of them are done, if anything: fetched too, but not as near.
     pub(super) soon: [Soon; 2],
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
@@ -121,23 +122,18 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
                 S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
             }
         }
-        let mut column = (tap * t.k.div_ceil(16) + k / 16) * t.columns;
-        let end = NRV.min(column + t.columns);
+        let first = (tap * t.k.div_ceil(16) + k / 16) * t.columns;
+        let end = NRV.min(first + t.columns);
+        let mut column = first;
         while column < end {
             fetch_column::<S>(t.below[0].wrapping_add(column * S::LANES), t.ldc, MR + t.again);
             if !t.below[1].is_null() {
                 fetch_column::<S>(t.below[1].wrapping_add(column * S::LANES), t.ld_residual, MR + t.again);
             }
-            for soon in t.soon {
-                if !soon.at.is_null() {
-                    let mut at = soon.at.wrapping_add(column * S::LANES);
-                    for _ in 0..MR + t.again {
-                        S::prefetch_far(at);
-                        at = at.wrapping_add(soon.ld);
-                    }
-                }
-            }
             column += 1;
+        }
+        if !t.soon[0].at.is_null() {
+            fetch_soon::<S>(t, first..end, MR + t.again);
         }
     }
 }
@@ -150,6 +146,21 @@ unsafe fn fetch_column<S: Simd>(mut at: *const f32, ld: usize, rows: usize) {
         // SAFETY: as in `Kernel::run`.
         unsafe { S::prefetch(at) };
         at = at.wrapping_add(ld);
+    }
+}
+
+/// Fetches registers of every row of what is read soon.
+#[inline(always)]
+unsafe fn fetch_soon<S: Simd>(t: &Tile, columns: Range<usize>, rows: usize) {
+    for soon in t.soon.into_iter().filter(|soon| !soon.at.is_null()) {
+        for column in columns.clone() {
+            let mut at = soon.at.wrapping_add(column * S::LANES);
+            for _ in 0..rows {
+                // SAFETY: as in `Kernel::run`.
+                unsafe { S::prefetch_far(at) };
+                at = at.wrapping_add(soon.ld);
+            }
+        }
     }
 }
 

@@ -72,7 +72,9 @@ pub(super) unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ah
             }
             tile.rows = next;
             tile.c = tile.c.add(height * tile.ldc);
-            tile.soon = tile.soon.map(|soon| soon.from(height, 0));
+            if !tile.soon[0].at.is_null() {
+                tile.soon = tile.soon.map(|soon| soon.from(height, 0));
+            }
             if !tile.residual.is_null() {
                 tile.residual = tile.residual.add(height * tile.ld_residual);
             }

@@ -244,8 +244,9 @@ impl Tiled for Chained {
     }
 
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
+        let input = self.chain.reads_input().then_some((1, self.chain.input));
         let output = if let Through::Output(_, ld) = self.chain.through { Some((3, ld)) } else { None };
-        [self.chain.reads_input().then_some((1, self.chain.input)), output]
+        if input.is_none() { [output, None] } else { [input, output] }
     }
 
     #[inline(always)]
