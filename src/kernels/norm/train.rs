@@ -68,7 +68,7 @@ fn streams(output: Map, io: &Io, read: [*const f32; 2]) -> bool {
 }
 
 /// Floats of a map that no cache holds until it is read.
-const STREAMED: usize = 8 << 20;
+const STREAMED: usize = 3 << 20;
 
 /// Floats fetched ahead of use.
 const AHEAD: usize = 1 << 11;
