@@ -1,7 +1,7 @@
 //! Kernels against the machine, one thread: percent of the measured multiply-add peak for the convolutions that matter
 //! (Winograd's may exceed 100: products it saves count), percent of the memory's speed for layers that only read weights.
 //!
-//! `cargo bench --bench kernels [-- FILTER]`
+//! `cargo bench --bench kernels [-- FILTER]`. Before a time is told, some of the outputs are compared with the definition.
 #![allow(unsafe_code, reason = "runs kernels on raw maps")]
 
 use convzoo::Activation;
@@ -56,9 +56,10 @@ fn noise(len: usize) -> AlignedBuf {
 }
 
 /// Seconds for all tiles of `kernel`, one after the other: the sum of the shortest time of each, so that a busy machine
-/// does not show.
-fn time(kernel: &dyn Kernel, input: usize, output: usize) -> f64 {
-    let (x, mut y, mut scratch) = (noise(input), noise(output), AlignedBuf::zeros(kernel.scratch()));
+/// does not show. `spec`, `weight` and `bias` say what it must compute.
+fn time(kernel: &dyn Kernel, spec: &ConvSpec, weight: &[f32], bias: f32) -> f64 {
+    let (x, mut y) = (noise(spec.input.extent()), noise(spec.output.extent()));
+    let mut scratch = AlignedBuf::zeros(kernel.scratch());
     let io = Io::new(&[x.as_ptr()], y.as_mut_ptr());
     let mut best = vec![f64::INFINITY; kernel.tiles()];
     let start = Instant::now();
@@ -70,7 +71,33 @@ fn time(kernel: &dyn Kernel, input: usize, output: usize) -> f64 {
             *best = best.min(t.elapsed().as_secs_f64());
         }
     }
+    check(spec, [&x, weight, &y], bias, &kernel.name());
     best.iter().sum()
+}
+
+/// Compares every 997th output with its definition, in f64.
+fn check(spec: &ConvSpec, [x, weight, y]: [&[f32]; 3], bias: f32, name: &str) {
+    let (from, to, [kh, kw]) = (spec.input, spec.output, spec.window.kernel);
+    let (per_group, inputs) = (to.c / spec.groups, from.c / spec.groups);
+    for at in (0..to.pixels() * to.c).step_by(997) {
+        let (pixel, output) = (at / to.c, at % to.c);
+        let (image, oy, ox) = (pixel / (to.h * to.w), pixel / to.w % to.h, pixel % to.w);
+        let [mut sum, mut size] = [f64::from(bias); 2];
+        for (tap, channel) in (0..kh * kw).flat_map(|tap| (0..inputs).map(move |channel| (tap, channel))) {
+            let place = |o: usize, tap: usize, axis: usize| {
+                (o * spec.window.stride[axis] + tap).wrapping_sub(spec.placed.before[axis])
+            };
+            let (row, column) = (place(oy, tap / kw, 0), place(ox, tap % kw, 1));
+            if row < from.h && column < from.w {
+                let x = x[((image * from.h + row) * from.w + column) * from.ld + output / per_group * inputs + channel];
+                let product = f64::from(x) * f64::from(weight[(output * inputs + channel) * kh * kw + tap]);
+                (sum, size) = (sum + product, size + product.abs());
+            }
+        }
+        let want = if spec.epilogue.activation.is_some() { sum.max(0.0) } else { sum };
+        let got = f64::from(y[pixel * to.ld + output]);
+        assert!((got - want).abs() <= 1e-5 * size, "{name}: output {at} is {got}, not {want}");
+    }
 }
 
 struct Case {
@@ -135,7 +162,7 @@ fn convolution(case: &Case, isa: Isa) -> (Box<dyn Kernel>, f64, f64) {
         true => conv::stem(spec, &weight, Some(&bias), conv::Precision::Fast, isa),
         false => conv::choose(spec, &weight, Some(&bias), conv::Precision::Fast, isa),
     };
-    let seconds = time(&*kernel, input.extent(), output.extent());
+    let seconds = time(&*kernel, &spec, &weight, bias[0]);
     (kernel, seconds, 2.0 * (output.pixels() * output.c * spec.depth()) as f64)
 }
 
@@ -161,8 +188,9 @@ fn main() {
             continue;
         }
         let spec = LinearSpec { n, input: [k, k], output: [m, m], activation: None };
-        let kernel = conv::linear(&spec, &noise(k * m), None, isa);
-        let seconds = time(&*kernel, n * k, n * m);
+        let weight = noise(k * m);
+        let kernel = conv::linear(&spec, &weight, None, isa);
+        let seconds = time(&*kernel, &spec.convolution(), &weight, 0.0);
         let rate = (k * m * 4) as f64 / seconds / 1e9;
         let (us, percent) = (seconds * 1e6, 100.0 * rate / speed);
         println!(
