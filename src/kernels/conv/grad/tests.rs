@@ -217,6 +217,29 @@ fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
     }
 }
 
+#[test]
+fn winograds_weight_gradients_of_many_channels_agree_with_the_oracle_in_strips_and_in_blocks() {
+    // One slice: few squares, whose sums are transformed back strip by strip, and several blocks of squares.
+    for (form, n, size, channels, stride) in
+        [(Form::F4, 2, [13, 14], [216, 230], 1), (Form::F2Strided, 1, [60, 59], [260, 256], 2)]
+    {
+        let spec = spec((n, size, channels, 1, 3, stride, 1, 1));
+        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
+        let table = noise(norm::TABLE_ROWS * spec.input.c, 3);
+        for source in [Source::Ready, Source::Norm(Some(Relu))] {
+            let seen = behind(source, &x, &table, spec.input);
+            let expected = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
+            let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
+            for &isa in Isa::available() {
+                let gradient = winograd::grad::weight_gradient(spec, form, source, isa);
+                assert!(gradient.gather.is_none(), "one slice");
+                let what = format!("{} {channels:?} {source:?}", gradient.kernel.name());
+                check_weights(&gradient, &[&x, &dy, &table], &expected, &what);
+            }
+        }
+    }
+}
+
 /// What the norm of `source` makes of `x`.
 fn behind(source: Source, x: &[f32], table: &[f32], map: Map) -> Vec<f64> {
     let row = |row: usize, c: usize| f64::from(table[row * map.c + c]);
