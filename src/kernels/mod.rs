@@ -174,8 +174,8 @@ pub trait Kernel: Send + Sync {
         0
     }
 
-    /// The inputs, and their pixel strides, that it reads pixel by pixel as it does its input 0, if it says so: the first of
-    /// two, then the second.
+    /// Inputs that it reads pixel by pixel, as it does its input 0, each with its pixel stride, for a kernel before it to fetch:
+    /// none, one or two, without a gap.
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
         [None; 2]
     }

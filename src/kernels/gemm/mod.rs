@@ -67,7 +67,7 @@ pub struct Target {
     pub residual: *const f32,
     /// Floats from row to row of the residual.
     pub ld_residual: usize,
-    /// What is fetched of the same rows and columns.
+    /// What may be fetched of the same rows and columns, for whoever reads it next.
     pub soon: [Soon; 2],
 }
 

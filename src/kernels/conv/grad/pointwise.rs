@@ -83,8 +83,7 @@ pub fn applicable(spec: &ConvSpec, source: Source) -> bool {
 }
 
 /// Whether it is faster than the plain product; by shape alone. Of every hundred multiplications it saves twelve; the sides of the
-/// gradient, which are made beforehand, cost more than those of the input. A norm of its own costs more again, and was
-/// tried when both were made beforehand.
+/// gradient, which are made beforehand, cost more than those of the input. A norm of its own costs more again.
 pub fn profitable(spec: &ConvSpec, source: Source) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
     let shape = match source {

@@ -42,13 +42,6 @@ pub struct Chain {
     pub scaled: bool,
 }
 
-impl Chain {
-    /// Whether the norm's input is read.
-    fn reads_input(&self) -> bool {
-        matches!(self.through, Through::Normalised(_) | Through::Input(_)) || self.sums == Sums::Norm
-    }
-}
-
 /// Sums over the pixels of a block, per channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sums {
@@ -58,6 +51,12 @@ pub enum Sums {
     Bias,
     /// Σ dT and Σ dT · (x − mean). Two rows.
     Norm,
+}
+
+/// Whether a pass reads the norm's input.
+#[inline(always)]
+fn reads_input(through: Through, sums: Sums) -> bool {
+    matches!(through, Through::Normalised(_) | Through::Input(_)) || sums == Sums::Norm
 }
 
 impl Sums {
@@ -119,10 +118,7 @@ impl Chained {
     ) {
         let chain = &self.chain;
         let channels = chain.gradient.c;
-        let (reads_input, centred) = (
-            matches!(through, Through::Normalised(_) | Through::Input(_)) || chain.sums == Sums::Norm,
-            chain.sums == Sums::Norm,
-        );
+        let (reads_input, centred) = (reads_input(through, chain.sums), chain.sums == Sums::Norm);
         // SAFETY: the pixels lie in all maps, the mask keeps to the channels, the table has a float for each.
         unsafe {
             let mask = S::mask(lanes);
@@ -244,7 +240,7 @@ impl Tiled for Chained {
     }
 
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
-        let input = self.chain.reads_input().then_some((1, self.chain.input));
+        let input = reads_input(self.chain.through, self.chain.sums).then_some((1, self.chain.input));
         let output = if let Through::Output(_, ld) = self.chain.through { Some((3, ld)) } else { None };
         if input.is_none() { [output, None] } else { [input, output] }
     }

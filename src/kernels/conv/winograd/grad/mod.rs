@@ -237,18 +237,14 @@ impl<P: Turned> Tiled for Gradient<P> {
                     // SAFETY: the sums of this slice and these channels are this tile's alone, in the scratch if there is one
                     // slice, and so are the taps; the sums are complete behind the last block.
                     unsafe {
-                        if self.slices == 1 {
-                            let sums = Sums { at: sums.as_mut_ptr(), apart: size[0] * size[1], ld: size[1] };
-                            self.multiply(&sides, tiles.len(), from, size, sums, store);
-                            if block + 1 == blocks {
-                                let strides = [1, 0, sums.apart, sums.ld];
-                                self.back.taps::<S, P>(down.clone(), along, sums.at, strides, io.output);
-                            }
-                        } else {
-                            let [all_rows, ld] = self.back.size();
-                            let apart = all_rows * ld;
-                            let at = io.output.add(slice * self.form.products() * apart + row * ld + column);
-                            self.multiply(&sides, tiles.len(), from, size, Sums { at, apart, ld }, store);
+                        let sums = match self.slices {
+                            1 => Sums { at: sums.as_mut_ptr(), apart: size[0] * size[1], ld: size[1] },
+                            _ => self.sums_of(slice, [row, column], io),
+                        };
+                        self.multiply(&sides, tiles.len(), from, size, sums, store);
+                        if self.slices == 1 && block + 1 == blocks {
+                            let strides = [1, 0, sums.apart, sums.ld];
+                            self.back.taps::<S, P>(down.clone(), along, sums.at, strides, io.output);
                         }
                     }
                 }
@@ -273,6 +269,14 @@ struct Sums {
 }
 
 impl<P: Turned> Gradient<P> {
+    /// Where one of several slices has its sums, from a row and a column of the products on.
+    fn sums_of(&self, slice: usize, [row, column]: [usize; 2], io: &Io) -> Sums {
+        let [rows, ld] = self.back.size();
+        let apart = rows * ld;
+        let at = io.output.wrapping_add(slice * self.form.products() * apart + row * ld + column);
+        Sums { at, apart, ld }
+    }
+
     /// Makes V and Z of some squares and some output and input channels.
     ///
     /// # Safety
