@@ -78,13 +78,15 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
             let mut acc = start::<S, MR, NRV>(t, last);
             let mut b = t.b;
             let (mut later, mut due) = (t.later, 0);
+            let mut a = [std::ptr::null(); MR];
+            let body = t.k - t.k.min(last_steps(MR, NRV));
             for tap in 0..t.taps {
-                let mut a = [std::ptr::null(); MR];
                 for m in 0..MR {
                     a[m] = (*t.rows.add(tap * t.rows_stride + m)).add(t.skip);
                 }
+                let end = if tap + 1 < t.taps { t.k } else { body };
                 let mut k = 0;
-                while k + 4 <= t.k {
+                while k + 4 <= end {
                     if k.is_multiple_of(16) {
                         fetch_next::<S, MR, NRV>(t, tap, k);
                     }
@@ -95,20 +97,46 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
                         due -= PARTS;
                     }
                     for step in 0..4 {
-                        accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k + step, b.add(step * NRV * S::LANES), t.again);
+                        let b = b.add(step * NRV * S::LANES);
+                        accumulate::<S, MR, NRV, HALF, true>(&mut acc, [0, MR], &a, step, b, t.again);
                     }
                     k += 4;
                     b = b.add(4 * NRV * S::LANES);
+                    a.iter_mut().for_each(|a| *a = a.add(4));
                 }
-                while k < t.k {
-                    accumulate::<S, MR, NRV, HALF>(&mut acc, &a, k, b, t.again);
+                while k < end {
+                    accumulate::<S, MR, NRV, HALF, true>(&mut acc, [0, MR], &a, 0, b, t.again);
                     k += 1;
                     b = b.add(NRV * S::LANES);
+                    a.iter_mut().for_each(|a| *a = a.add(1));
                 }
             }
-            finish::<S, MR, NRV>(t, last, &mut acc);
+            let rows = MR.div_ceil(groups(MR, NRV));
+            finish::<S, MR, NRV, HALF>(t, body, last, [0, rows], &mut acc, &a, b);
+            finish::<S, MR, NRV, HALF>(t, body, last, [rows, 2 * rows], &mut acc, &a, b);
+            finish::<S, MR, NRV, HALF>(t, body, last, [2 * rows, 3 * rows], &mut acc, &a, b);
         }
     }
+}
+
+/// Into how many groups the rows of a tile fall at its end: the last steps are taken by one group at a time, whose results are
+/// stored while the next multiplies. Zen 4 multiplies and stores through the same ports: one store after the other, and nothing
+/// else is done meanwhile. As many registers make a group as hide the latency of each; there are never more than three.
+pub(super) const fn groups(rows: usize, vectors: usize) -> usize {
+    if rows * vectors < 16 { 1 } else { rows * vectors / 8 }
+}
+
+/// The steps that groups take one after the other.
+pub(super) const fn last_steps(rows: usize, vectors: usize) -> usize {
+    if groups(rows, vectors) == 1 { 0 } else { 4 }
+}
+
+/// How often a tile fetches weights, which it does for every four of `k`, and what tiles to come will touch, for every sixteen: not
+/// in its last steps, if it has as many as the largest.
+pub(super) fn fetches(taps: usize, k: usize) -> [usize; 2] {
+    let body = k - k.min(4);
+    let others = taps.saturating_sub(1);
+    [others * (k / 4) + body / 4, others * k.div_ceil(16) + body.div_ceil(16)]
 }
 
 /// Fetches what tiles to come will touch, spread over the steps of k: activations, and for every sixteen of k some columns
@@ -117,6 +145,8 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
 unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: usize, k: usize) {
     // SAFETY: as in `Kernel::run`; prefetching is harmless at any address.
     unsafe {
+        // What is read here the compiler must not read before the first product and keep on the stack.
+        let t = if MR > 2 { &*std::hint::black_box(std::ptr::from_ref(t)) } else { t };
         if !t.next.is_null() {
             for m in 0..MR {
                 S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
@@ -164,10 +194,11 @@ unsafe fn fetch_soon<S: Simd>(t: &Tile, columns: Range<usize>, rows: usize) {
     }
 }
 
-/// One step of k: `acc[m][v] += a[m][k] · b[v]`.
+/// One step of k for some of the rows: `acc[m][v] += a[m][k] · b[v]`.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: bool>(
+unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: bool, const FETCH: bool>(
     acc: &mut [[S::V; NRV]; MR],
+    [first, end]: [usize; 2],
     a: &[*const f32; MR],
     k: usize,
     b: *const f32,
@@ -179,11 +210,11 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: boo
         for v in 0..NRV {
             w[v] = S::load(b.add(v * S::LANES));
             // One or two rows read each weight from memory once, in order: hints only slow that down.
-            if MR > 2 {
+            if FETCH && MR > 2 {
                 S::prefetch(b.add(v * S::LANES).wrapping_add(PREFETCH));
             }
         }
-        for m in 0..MR {
+        for m in first..end {
             let x = S::splat(*a[m].add(k));
             for v in 0..NRV {
                 if HALF && v + 1 == NRV {
@@ -239,23 +270,40 @@ unsafe fn start<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M
     }
 }
 
-/// Clamps and stores.
+/// The last steps of k for the rows between `first` and `end` that the tile has, which are clamped and stored.
 #[inline(always)]
-unsafe fn finish<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M, acc: &mut [[S::V; NRV]; MR]) {
+unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, const HALF: bool>(
+    t: &Tile,
+    body: usize,
+    last: S::M,
+    [first, end]: [usize; 2],
+    acc: &mut [[S::V; NRV]; MR],
+    a: &[*const f32; MR],
+    mut b: *const f32,
+) {
+    if first >= MR {
+        return;
+    }
+    let end = if end < MR { end } else { MR };
     // SAFETY: as in `Kernel::run`.
     unsafe {
+        for k in 0..t.k - body {
+            accumulate::<S, MR, NRV, HALF, false>(acc, [first, end], a, k, b, t.again);
+            b = b.add(NRV * S::LANES);
+        }
         if t.range[0] != f32::NEG_INFINITY {
             let least = S::splat(t.range[0]);
-            acc.as_flattened_mut().iter_mut().for_each(|v| *v = S::max(least, *v));
+            acc[first..end].as_flattened_mut().iter_mut().for_each(|v| *v = S::max(least, *v));
         }
         if t.range[1] != f32::INFINITY {
             let most = S::splat(t.range[1]);
-            acc.as_flattened_mut().iter_mut().for_each(|v| *v = S::min(most, *v));
+            acc[first..end].as_flattened_mut().iter_mut().for_each(|v| *v = S::min(most, *v));
         }
-        for m in 0..MR {
+        let whole = t.last_lanes == S::LANES;
+        for m in first..end {
             for v in 0..NRV {
                 let at = t.c.add(m * t.ldc + v * S::LANES);
-                if v + 1 < NRV {
+                if v + 1 < NRV || whole {
                     S::store(at, acc[m][v]);
                 } else {
                     S::store_masked(at, acc[m][v], last);

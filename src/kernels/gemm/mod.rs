@@ -30,7 +30,7 @@ use super::Soon;
 use crate::activation::Activation;
 use crate::simd::{self, Isa};
 use cut::{cut_each, cut_panels, cut_pieces};
-use micro::{LINE, Micro, PARTS, Tile};
+use micro::{LINE, Micro, PARTS, Tile, fetches};
 use std::ops::Range;
 use sweep::{Activate, Ahead, Next, Smooth, sweep};
 
@@ -327,7 +327,7 @@ impl Gemm {
                     }
                 };
                 // All of the next piece while this one is multiplied, spread over the tiles of rows.
-                let steps = piece.taps.len() * (piece.k.len() / 4).max(1) * m.div_ceil(micros.len());
+                let steps = fetches(piece.taps.len(), piece.k.len())[0].max(1) * m.div_ceil(micros.len());
                 let parts = (PARTS * weights).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
                 let below = nth == 0 && self.extent.taps == 1;
                 let ahead = Ahead {
@@ -373,7 +373,7 @@ impl Gemm {
                 // The weights of the next tap lie behind those of this one, and behind those of the last the next panel's:
                 // all of them while this piece is multiplied, spread evenly over the tiles of rows.
                 let ahead = if tap + 1 < taps || panel + 1 < self.panels.len() { k * vectors * lanes } else { 0 };
-                let steps = (k_len / 4).max(1) * m.div_ceil(micros.len());
+                let steps = fetches(1, k_len)[0].max(1) * m.div_ceil(micros.len());
                 let parts = (PARTS * k_len * vectors * lanes).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
                 let next = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
                 // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.

@@ -1,7 +1,7 @@
 //! One panel of weights and all rows: tile after tile, while what comes next is fetched, and a smooth activation for the tile
 //! that was just computed.
 
-use super::micro::{LINE, Micro, PARTS, Tile};
+use super::micro::{LINE, Micro, PARTS, Tile, fetches};
 use crate::activation::Activation;
 use crate::simd::{self, Simd, Task};
 
@@ -43,9 +43,9 @@ pub(super) struct Smooth {
 /// As [`Gemm::run`](super::Gemm::run) for the columns of `tile`.
 pub(super) unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
     let tiles = m.div_ceil(micros.len());
-    let (sixteens, work) = (tile.taps * tile.k.div_ceil(16), tile.taps * tile.k * ahead.vectors);
+    let ([fours, sixteens], work) = (fetches(tile.taps, tile.k), tile.taps * tile.k * ahead.vectors);
     tile.columns = ahead.vectors.div_ceil(sixteens.max(1));
-    let fetched = tile.taps * (tile.k / 4) * ahead.parts / PARTS * LINE;
+    let fetched = fours * ahead.parts / PARTS * LINE;
     let mut from = 0;
     for i in 0..tiles {
         let to = (i + 1) * m / tiles;

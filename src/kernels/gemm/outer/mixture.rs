@@ -93,6 +93,8 @@ const SUM: usize = Join::Sum as usize;
 const DIFFERENCE: usize = Join::Difference as usize;
 
 impl<const JOIN: usize, const NORM: bool> Columns for Mixed<JOIN, NORM> {
+    const WHOLE: bool = true;
+
     #[inline(always)]
     unsafe fn of<S: Simd, const NRV: usize>(t: &Tile, pixel: usize, _: S::M) -> [S::V; NRV] {
         // SAFETY: the caller vouches for every pointer; a row has room for the widest tile.

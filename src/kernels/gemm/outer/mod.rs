@@ -19,7 +19,7 @@ pub use self::ahead::{Ahead, Queue};
 pub use self::mixture::{Join, Mixture, Norm};
 
 use self::mixture::Mixer;
-use super::micro::{Tiles, max_rows, max_vectors, routine};
+use super::micro::{Tiles, groups, last_steps, max_rows, max_vectors, routine};
 use crate::kernels::Store;
 use crate::simd::{Isa, Routine, Simd};
 use std::marker::PhantomData;
@@ -48,6 +48,9 @@ type Micro = unsafe fn(&Tile);
 
 /// Where the registers of `B` come from.
 trait Columns {
+    /// Whether every register of a tile exists, the last included: whoever asks which lanes do pays for it at every pixel.
+    const WHOLE: bool;
+
     /// Those of one pixel.
     ///
     /// # Safety
@@ -64,9 +67,11 @@ trait Columns {
 }
 
 /// From where they lie.
-struct Lie;
+struct Lie<const WHOLE: bool>;
 
-impl Columns for Lie {
+impl<const WHOLE: bool> Columns for Lie<WHOLE> {
+    const WHOLE: bool = WHOLE;
+
     #[inline(always)]
     unsafe fn of<S: Simd, const NRV: usize>(t: &Tile, pixel: usize, last: S::M) -> [S::V; NRV] {
         // SAFETY: passed on.
@@ -75,7 +80,7 @@ impl Columns for Lie {
             let mut w = [S::zero(); NRV];
             for v in 0..NRV {
                 let from = b.add(v * S::LANES);
-                w[v] = if v + 1 < NRV { S::load(from) } else { S::load_masked(from, last) };
+                w[v] = if WHOLE || v + 1 < NRV { S::load(from) } else { S::load_masked(from, last) };
             }
             w
         }
@@ -93,56 +98,79 @@ impl<const MR: usize, const NRV: usize, B: Columns> Routine for Kernel<MR, NRV, 
         unsafe {
             let last = S::mask(t.last_lanes);
             let mut acc = [[S::zero(); NRV]; MR];
-            if t.store == Store::Add {
-                // What the sums will be added to is on its way while they are made.
-                for m in 0..MR {
-                    for v in 0..NRV {
-                        S::prefetch(t.c.wrapping_add(m * t.ld_c + v * S::LANES));
-                    }
-                }
-            }
             let (mut ahead, fetched) = (t.ahead, t.ahead.lines());
-            for pixel in 0..fetched {
+            let body = t.pixels - t.pixels.min(last_steps(MR, NRV));
+            for pixel in 0..fetched.min(body) {
                 S::prefetch_far(ahead.next());
-                accumulate::<S, MR, NRV, B>(t, pixel, last, &mut acc);
+                accumulate::<S, MR, NRV, B>(t, pixel, last, [0, MR], &mut acc);
             }
-            for pixel in fetched..t.pixels {
-                accumulate::<S, MR, NRV, B>(t, pixel, last, &mut acc);
+            for pixel in fetched.min(body)..body {
+                accumulate::<S, MR, NRV, B>(t, pixel, last, [0, MR], &mut acc);
             }
-            for m in 0..MR {
-                for v in 0..NRV {
-                    let to = t.c.add(m * t.ld_c + v * S::LANES);
-                    let mut sum = acc[m][v];
-                    if v + 1 < NRV {
-                        if t.store == Store::Add {
-                            sum = S::add(sum, S::load(to));
-                        }
-                        S::store(to, sum);
-                    } else {
-                        if t.store == Store::Add {
-                            sum = S::add(sum, S::load_masked(to, last));
-                        }
-                        S::store_masked(to, sum, last);
+            for _ in body..fetched {
+                S::prefetch_far(ahead.next());
+            }
+            let rows = MR.div_ceil(groups(MR, NRV));
+            finish::<S, MR, NRV, B>(t, body, last, [0, rows], &mut acc);
+            finish::<S, MR, NRV, B>(t, body, last, [rows, 2 * rows], &mut acc);
+            finish::<S, MR, NRV, B>(t, body, last, [2 * rows, 3 * rows], &mut acc);
+        }
+    }
+}
+
+/// Multiplies the pixels from `body` on by the rows between `first` and `end` that the tile has, and stores their sums: group by
+/// group, see [`groups`].
+#[inline(always)]
+unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, B: Columns>(
+    t: &Tile,
+    body: usize,
+    last: S::M,
+    [first, end]: [usize; 2],
+    acc: &mut [[S::V; NRV]; MR],
+) {
+    if first >= MR {
+        return;
+    }
+    let end = if end < MR { end } else { MR };
+    // SAFETY: as in `Kernel::run`.
+    unsafe {
+        for pixel in body..t.pixels {
+            accumulate::<S, MR, NRV, B>(t, pixel, last, [first, end], acc);
+        }
+        let adds = t.store == Store::Add;
+        for m in first..end {
+            for v in 0..NRV {
+                let (to, mut sum) = (t.c.add(m * t.ld_c + v * S::LANES), acc[m][v]);
+                if B::WHOLE || v + 1 < NRV {
+                    if adds {
+                        sum = S::add(sum, S::load(to));
                     }
+                    S::store(to, sum);
+                } else {
+                    if adds {
+                        sum = S::add(sum, S::load_masked(to, last));
+                    }
+                    S::store_masked(to, sum, last);
                 }
             }
         }
     }
 }
 
-/// Adds the products of one pixel.
+/// Adds the products of one pixel and some of the rows.
 #[inline(always)]
 unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, B: Columns>(
     t: &Tile,
     pixel: usize,
     last: S::M,
+    [first, end]: [usize; 2],
     acc: &mut [[S::V; NRV]; MR],
 ) {
     // SAFETY: as in `Kernel::run`.
     unsafe {
         let a = (*t.a.add(pixel)).add(t.skip_a);
         let w = B::of::<S, NRV>(t, pixel, last);
-        for m in 0..MR {
+        for m in first..end {
             let x = S::splat(*a.add(m));
             for v in 0..NRV {
                 acc[m][v] = S::fma(x, w[v], acc[m][v]);
@@ -166,8 +194,17 @@ pub struct Outer {
     isa: Isa,
     /// Microkernels by registers and rows, both counted from one.
     micros: Vec<Vec<Micro>>,
+    /// Those for tiles whose last register is not whole.
+    ragged: Vec<Vec<Micro>>,
     /// Those that mix what they read, by [`Mixture::kind`] and registers.
     mixers: [Vec<Mixer>; mixture::KINDS],
+}
+
+/// Microkernels by registers and rows.
+fn micros<B: Columns>(isa: Isa) -> Vec<Vec<Micro>> {
+    let of =
+        |vectors: usize| (1..=max_rows(isa, vectors)).map(|rows| routine::<Outers<B>>(isa, rows, vectors)).collect();
+    (1..=max_vectors(isa)).map(of).collect()
 }
 
 /// A map, by its pixels.
@@ -226,10 +263,8 @@ pub const RUN: usize = 64;
 impl Outer {
     /// For one instruction set.
     pub fn new(isa: Isa) -> Self {
-        let micros = (1..=max_vectors(isa))
-            .map(|vectors| (1..=max_rows(isa, vectors)).map(|m| routine::<Outers<Lie>>(isa, m, vectors)).collect())
-            .collect();
-        Outer { isa, micros, mixers: mixture::mixers(isa) }
+        let (micros, ragged) = (micros::<Lie<true>>(isa), micros::<Lie<false>>(isa));
+        Outer { isa, micros, ragged, mixers: mixture::mixers(isa) }
     }
 
     /// The instruction set.
@@ -270,7 +305,9 @@ impl Outer {
         for panel in 0..panels {
             let (from, to) = (panel * registers / panels, (panel + 1) * registers / panels);
             let (column, vectors) = (from * lanes, to - from);
-            let micros = &self.micros[vectors - 1];
+            let last_lanes = (columns - column).min(vectors * lanes) - (vectors - 1) * lanes;
+            let micros = if last_lanes == lanes { &self.micros } else { &self.ragged };
+            let micros = &micros[vectors - 1];
             let mixer = match block.b {
                 Right::Lies(_) => None,
                 Right::Mixed(mixture) => Some(self.mixers[mixture.kind()][vectors - 1]),
@@ -301,7 +338,7 @@ impl Outer {
                         ahead: queue.take(end - first),
                         c: block.c.wrapping_add(row * block.ld_c + column),
                         ld_c: block.ld_c,
-                        last_lanes: (columns - column).min(vectors * lanes) - (vectors - 1) * lanes,
+                        last_lanes,
                         store: if run == 0 { block.store } else { Store::Add },
                     };
                     // SAFETY: rows and columns lie within the block's, and so do the pixels of this run.
@@ -335,9 +372,11 @@ mod tests {
         };
         for &isa in Isa::available().iter().filter(|isa| isa.lanes() >= 8) {
             let outer = Outer::new(isa);
-            for (micros, vectors) in outer.micros.iter().zip(1..) {
-                for (&micro, rows) in micros.iter().zip(1..) {
-                    check(micro, isa, rows * vectors, &format!("{rows}×{vectors} {}", isa.name()));
+            for all in [&outer.micros, &outer.ragged] {
+                for (micros, vectors) in all.iter().zip(1..) {
+                    for (&micro, rows) in micros.iter().zip(1..) {
+                        check(micro, isa, rows * vectors, &format!("{rows}×{vectors} {}", isa.name()));
+                    }
                 }
             }
             for (mixers, kind) in outer.mixers.iter().zip(0..) {
