@@ -177,9 +177,9 @@ impl Chained {
                         }
                         if store == Store::Add {
                             S::prefetch_far(next.store.wrapping_add(v * S::LANES));
-                            d = S::add(d, S::load_masked(to, mask));
+                            d = S::add(d, load(at.store, v));
                         }
-                        S::store_masked(to, d, mask);
+                        if V == 1 { S::store_masked(to, d, mask) } else { S::store(to, d) }
                     }
                 }
             }
