@@ -13,6 +13,9 @@
 //! one pointer per pixel and tap: nothing is copied. `MR·NRV + NRV + 1` registers are live; one more and the compiler
 //! spills (7×4 does on AVX-512), hence the limits in [`max_rows`].
 //!
+//! A tile ends with its last steps for a few rows at a time, so that what is stored hides behind what is multiplied: see
+//! [`groups`].
+//!
 //! Where the last register has no more columns than half of its lanes (24 output channels are one and a half), only that half
 //! is multiplied: cores that compute on wide registers in two goes do it in one. Sums are the same.
 
@@ -41,6 +44,7 @@ pub(super) struct Tile {
     pub(super) soon: [Soon; 2],
     /// Floats to skip behind every pointer.
     pub(super) skip: usize,
+    /// One at least.
     pub(super) taps: usize,
     /// Floats read behind every pointer.
     pub(super) k: usize,
@@ -194,7 +198,8 @@ unsafe fn fetch_soon<S: Simd>(t: &Tile, columns: Range<usize>, rows: usize) {
     }
 }
 
-/// One step of k for some of the rows: `acc[m][v] += a[m][k] · b[v]`.
+/// One step of k for the rows between `first` and `end`: `acc[m][v] += a[m][k] · b[v]`. If it `FETCH`es, weights further on are
+/// on their way.
 #[inline(always)]
 unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: bool, const FETCH: bool>(
     acc: &mut [[S::V; NRV]; MR],

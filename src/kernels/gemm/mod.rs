@@ -140,7 +140,7 @@ pub struct Gemm {
 impl Gemm {
     /// The layout for this extent. `activation` is applied last.
     pub fn new(extent: Extent, activation: Option<Activation>, isa: Isa) -> Self {
-        assert!(extent.n > 0);
+        assert!(extent.n > 0 && extent.taps > 0);
         let isa = isa.vectors();
         let panels = cut_panels(extent, isa);
         let widest = panels[0].vectors;
@@ -162,7 +162,7 @@ impl Gemm {
     /// The layout of a product on the matrix unit ([`Isa::Amx`]). [`run_each`](Self::run_each) cannot use it.
     pub fn split(extent: Extent, activation: Option<Activation>) -> Self {
         let isa = Isa::Amx;
-        assert!(Isa::available().contains(&isa) && extent.n > 0);
+        assert!(Isa::available().contains(&isa) && extent.n > 0 && extent.taps > 0);
         let per_vector = split::panel_len(extent, isa.lanes());
         let panels = (0..extent.n).step_by(split::COLUMNS).map(|start| {
             let len = split::COLUMNS.min(extent.n - start);
