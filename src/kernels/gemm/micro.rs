@@ -130,15 +130,18 @@ pub(super) const fn groups(rows: usize, vectors: usize) -> usize {
     if rows * vectors < 16 { 1 } else { rows * vectors / 8 }
 }
 
-/// The steps that groups take one after the other.
+/// The steps that groups take one after the other: none if there is one group.
 pub(super) const fn last_steps(rows: usize, vectors: usize) -> usize {
-    if groups(rows, vectors) == 1 { 0 } else { 4 }
+    if groups(rows, vectors) == 1 { 0 } else { LAST }
 }
+
+/// So many steps of one group take as long as the stores of another.
+const LAST: usize = 4;
 
 /// How often a tile fetches weights, which it does for every four of `k`, and what tiles to come will touch, for every sixteen: not
 /// in its last steps, if it has as many as the largest.
 pub(super) fn fetches(taps: usize, k: usize) -> [usize; 2] {
-    let body = k - k.min(4);
+    let body = k - k.min(LAST);
     let others = taps.saturating_sub(1);
     [others * (k / 4) + body / 4, others * k.div_ceil(16) + body.div_ceil(16)]
 }
