@@ -39,7 +39,7 @@
 //! What a loop does not need inside, it should not ask for there: what the compiler can compute before the loop it does, and
 //! keeps it on the stack if it must. Multiply-adds and stores share ports on Zen 4 (four stores among sixteen multiply-adds take
 //! 22 cycles instead of 16; additions and multiplications hide behind stores), so stores belong where little is multiplied,
-//! few at a time; and a mask that keeps every lane is not free.
+//! few at a time.
 //!
 //! # Adding an instruction set
 //!

@@ -115,19 +115,29 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
                     a.iter_mut().for_each(|a| *a = a.add(1));
                 }
             }
-            let rows = MR.div_ceil(groups(MR, NRV));
-            finish::<S, MR, NRV, HALF>(t, body, last, [0, rows], &mut acc, &a, b);
-            finish::<S, MR, NRV, HALF>(t, body, last, [rows, 2 * rows], &mut acc, &a, b);
-            finish::<S, MR, NRV, HALF>(t, body, last, [2 * rows, 3 * rows], &mut acc, &a, b);
+            finish::<S, MR, NRV, HALF>(t, body, last, const { group(0, MR, NRV) }, &mut acc, &a, b);
+            finish::<S, MR, NRV, HALF>(t, body, last, const { group(1, MR, NRV) }, &mut acc, &a, b);
+            finish::<S, MR, NRV, HALF>(t, body, last, const { group(2, MR, NRV) }, &mut acc, &a, b);
         }
     }
 }
 
 /// Into how many groups the rows of a tile fall at its end: the last steps are taken by one group at a time, whose results are
-/// stored while the next multiplies. Zen 4 multiplies and stores through the same ports: one store after the other, and nothing
-/// else is done meanwhile. As many registers make a group as hide the latency of each; there are never more than three.
+/// stored while the next multiplies. Multiply-adds and stores share ports on Zen 4, where all stores of a tile in a row keep
+/// multiply-adds waiting. As many registers make a group as hide the latency of each.
 pub(super) const fn groups(rows: usize, vectors: usize) -> usize {
     if rows * vectors < 16 { 1 } else { rows * vectors / 8 }
+}
+
+/// Most groups of a tile.
+const GROUPS: usize = 3;
+
+/// The first row of a group and one past its last; no rows if there are not so many groups.
+pub(super) const fn group(number: usize, rows: usize, vectors: usize) -> [usize; 2] {
+    assert!(groups(rows, vectors) <= GROUPS, "a tile has more groups than it finishes");
+    let size = rows.div_ceil(groups(rows, vectors));
+    let (first, end) = (number * size, (number + 1) * size);
+    [if first < rows { first } else { rows }, if end < rows { end } else { rows }]
 }
 
 /// The steps that groups take one after the other: none if there is one group.
@@ -135,13 +145,13 @@ pub(super) const fn last_steps(rows: usize, vectors: usize) -> usize {
     if groups(rows, vectors) == 1 { 0 } else { LAST }
 }
 
-/// So many steps of one group take as long as the stores of another.
+/// So many steps of one group take longer than the stores of another.
 const LAST: usize = 4;
 
-/// How often a tile fetches weights, which it does for every four of `k`, and what tiles to come will touch, for every sixteen: not
-/// in its last steps, if it has as many as the largest.
-pub(super) fn fetches(taps: usize, k: usize) -> [usize; 2] {
-    let body = k - k.min(LAST);
+/// How often a tile of so many rows and registers fetches weights, which it does for every four of `k`, and what tiles to come will
+/// touch, for every sixteen: not in its last steps.
+pub(super) fn fetches([rows, vectors]: [usize; 2], taps: usize, k: usize) -> [usize; 2] {
+    let body = k - k.min(last_steps(rows, vectors));
     let others = taps.saturating_sub(1);
     [others * (k / 4) + body / 4, others * k.div_ceil(16) + body.div_ceil(16)]
 }
@@ -278,7 +288,7 @@ unsafe fn start<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, last: S::M
     }
 }
 
-/// The last steps of k for the rows between `first` and `end` that the tile has, which are clamped and stored.
+/// The last steps of k for the rows between `first` and `end`, which are clamped and stored.
 #[inline(always)]
 unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, const HALF: bool>(
     t: &Tile,
@@ -289,10 +299,9 @@ unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, const HALF: bool>(
     a: &[*const f32; MR],
     mut b: *const f32,
 ) {
-    if first >= MR {
+    if first == end {
         return;
     }
-    let end = if end < MR { end } else { MR };
     // SAFETY: as in `Kernel::run`.
     unsafe {
         for k in 0..t.k - body {

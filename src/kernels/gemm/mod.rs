@@ -327,7 +327,8 @@ impl Gemm {
                     }
                 };
                 // All of the next piece while this one is multiplied, spread over the tiles of rows.
-                let steps = fetches(piece.taps.len(), piece.k.len())[0].max(1) * m.div_ceil(micros.len());
+                let steps = fetches([micros.len(), panel.vectors], piece.taps.len(), piece.k.len())[0].max(1)
+                    * m.div_ceil(micros.len());
                 let parts = (PARTS * weights).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
                 let below = nth == 0 && self.extent.taps == 1;
                 let ahead = Ahead {
@@ -373,7 +374,7 @@ impl Gemm {
                 // The weights of the next tap lie behind those of this one, and behind those of the last the next panel's:
                 // all of them while this piece is multiplied, spread evenly over the tiles of rows.
                 let ahead = if tap + 1 < taps || panel + 1 < self.panels.len() { k * vectors * lanes } else { 0 };
-                let steps = fetches(1, k_len)[0].max(1) * m.div_ceil(micros.len());
+                let steps = fetches([micros.len(), vectors], 1, k_len)[0].max(1) * m.div_ceil(micros.len());
                 let parts = (PARTS * k_len * vectors * lanes).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
                 let next = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
                 // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.

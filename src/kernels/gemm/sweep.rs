@@ -43,7 +43,8 @@ pub(super) struct Smooth {
 /// As [`Gemm::run`](super::Gemm::run) for the columns of `tile`.
 pub(super) unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
     let tiles = m.div_ceil(micros.len());
-    let ([fours, sixteens], work) = (fetches(tile.taps, tile.k), tile.taps * tile.k * ahead.vectors);
+    let ([fours, sixteens], work) =
+        (fetches([micros.len(), ahead.vectors], tile.taps, tile.k), tile.taps * tile.k * ahead.vectors);
     tile.columns = ahead.vectors.div_ceil(sixteens.max(1));
     let fetched = fours * ahead.parts / PARTS * LINE;
     let mut from = 0;

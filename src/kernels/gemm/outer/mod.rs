@@ -19,7 +19,7 @@ pub use self::ahead::{Ahead, Queue};
 pub use self::mixture::{Join, Mixture, Norm};
 
 use self::mixture::Mixer;
-use super::micro::{Tiles, groups, last_steps, max_rows, max_vectors, routine};
+use super::micro::{Tiles, group, last_steps, max_rows, max_vectors, routine};
 use crate::kernels::Store;
 use crate::simd::{Isa, Routine, Simd};
 use std::marker::PhantomData;
@@ -110,16 +110,14 @@ impl<const MR: usize, const NRV: usize, B: Columns> Routine for Kernel<MR, NRV, 
             for _ in body..fetched {
                 S::prefetch_far(ahead.next());
             }
-            let rows = MR.div_ceil(groups(MR, NRV));
-            finish::<S, MR, NRV, B>(t, body, last, [0, rows], &mut acc);
-            finish::<S, MR, NRV, B>(t, body, last, [rows, 2 * rows], &mut acc);
-            finish::<S, MR, NRV, B>(t, body, last, [2 * rows, 3 * rows], &mut acc);
+            finish::<S, MR, NRV, B>(t, body, last, const { group(0, MR, NRV) }, &mut acc);
+            finish::<S, MR, NRV, B>(t, body, last, const { group(1, MR, NRV) }, &mut acc);
+            finish::<S, MR, NRV, B>(t, body, last, const { group(2, MR, NRV) }, &mut acc);
         }
     }
 }
 
-/// Multiplies the pixels from `body` on by the rows between `first` and `end` that the tile has, and stores their sums: group by
-/// group, see [`groups`].
+/// Multiplies the pixels from `body` on by the rows between `first` and `end`, and stores their sums: a [`group`] of them.
 #[inline(always)]
 unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, B: Columns>(
     t: &Tile,
@@ -128,10 +126,9 @@ unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, B: Columns>(
     [first, end]: [usize; 2],
     acc: &mut [[S::V; NRV]; MR],
 ) {
-    if first >= MR {
+    if first == end {
         return;
     }
-    let end = if end < MR { end } else { MR };
     // SAFETY: as in `Kernel::run`.
     unsafe {
         for pixel in body..t.pixels {
