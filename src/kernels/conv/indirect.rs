@@ -248,6 +248,10 @@ impl Form for Indirect {
     fn hold(&mut self, packed: AlignedBuf) {
         self.weights = Packed::Held(packed);
     }
+
+    fn exactly(&mut self) {
+        self.gemm = self.gemm.clone().exactly();
+    }
 }
 
 /// The rows of `C` from pixel `row` and the first channel of `group`.

@@ -143,6 +143,10 @@ pub(super) trait Form: Kernel {
 
     /// Holds packed weights from now on.
     fn hold(&mut self, packed: AlignedBuf);
+
+    /// Sums shorter parts by themselves from now on, where that is known to err less: for weights that learn, since the errors
+    /// of a step become part of them.
+    fn exactly(&mut self) {}
 }
 
 /// Packs `weight` and `bias` into `form`, with the threads that the weights bring.
@@ -184,7 +188,8 @@ pub struct Learned {
 }
 
 /// `form` with weights of `weights` floats that come with every run; `bias` is its length.
-pub(super) fn learned(form: Box<dyn Form>, direction: Direction, weights: usize, bias: Option<usize>) -> Learned {
+pub(super) fn learned(mut form: Box<dyn Form>, direction: Direction, weights: usize, bias: Option<usize>) -> Learned {
+    form.exactly();
     let packing = form.packing(direction);
     learned_with(form, packing, weights, bias)
 }

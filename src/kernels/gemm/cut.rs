@@ -50,10 +50,22 @@ pub(super) const ROOMY: usize = 48 << 10;
 /// Bytes of weights that are multiplied with one tile of rows after the other.
 pub(super) const EACH_BYTES: usize = 32 << 10;
 
+/// Products that are summed one after the other where that is to be exact, up to twice as many: rounding errors grow with the
+/// square root of the length.
+const SUMMED: usize = 64;
+
+/// Cuts the sum over k into parts that are summed by themselves.
+pub(super) fn cut_exactly(k: usize) -> Vec<Range<usize>> {
+    cut(k, (k / SUMMED).max(1))
+}
+
 /// Cuts the sum over k so that a panel's weights stay in the first cache from tile to tile, if that is large enough: then
 /// what is fetched into the second does not wait behind them.
 pub(super) fn cut_each(k: usize, row_bytes: usize, first_cache: usize) -> Vec<Range<usize>> {
-    let parts = if first_cache < ROOMY { 1 } else { (k * row_bytes).div_ceil(EACH_BYTES).max(1) };
-    let cut = |i: usize| (i * k / parts).next_multiple_of(4).min(k);
-    (0..parts).map(|i| cut(i)..cut(i + 1)).collect()
+    cut(k, if first_cache < ROOMY { 1 } else { (k * row_bytes).div_ceil(EACH_BYTES).max(1) })
+}
+
+fn cut(k: usize, parts: usize) -> Vec<Range<usize>> {
+    let bound = |i: usize| (i * k / parts).next_multiple_of(4).min(k);
+    (0..parts).map(|i| bound(i)..bound(i + 1)).collect()
 }

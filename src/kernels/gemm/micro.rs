@@ -58,6 +58,8 @@ pub(super) struct Tile {
     pub(super) last_lanes: usize,
     /// What the sums start from: `NRV · LANES` floats, or null to continue from `c`.
     pub(super) bias: *const f32,
+    /// Whether what lies in `c` is added last: sums of pieces err less than one long sum.
+    pub(super) adds: bool,
     /// Added to the bias, laid out as `c` with its own stride; may be null, and is not read when `bias` is null.
     pub(super) residual: *const f32,
     pub(super) ld_residual: usize,
@@ -307,6 +309,15 @@ unsafe fn finish<S: Simd, const MR: usize, const NRV: usize, const HALF: bool>(
         for k in 0..t.k - body {
             accumulate::<S, MR, NRV, HALF, false>(acc, [first, end], a, k, b, t.again);
             b = b.add(NRV * S::LANES);
+        }
+        if t.adds {
+            for m in first..end {
+                for v in 0..NRV {
+                    let at = t.c.add(m * t.ldc + v * S::LANES);
+                    let before = if v + 1 < NRV { S::load(at) } else { S::load_masked(at, last) };
+                    acc[m][v] = S::add(acc[m][v], before);
+                }
+            }
         }
         if t.range[0] != f32::NEG_INFINITY {
             let least = S::splat(t.range[0]);

@@ -387,7 +387,7 @@ impl StrassenProduct {
                 let sides = table.cast_const().add(2 * count + block.start);
                 let rows = Rows { table: sides, stride: count, skip: 0 };
                 let each = Each { apart: None, c: m, ld: self.ld_m, stride: self.stride_m };
-                self.gemm.run_each(self.weights.of(io), block.len(), rows, panel, each);
+                self.gemm.run_each(self.weights.of(io), |_| 0..block.len(), rows, panel, each);
                 let pairs = pairs.start + block.start..pairs.start + block.end;
                 self.gemm.isa().run(Join { of: self, pairs, columns: columns.clone(), io, m });
             }

@@ -46,10 +46,23 @@ macro_rules! with_points {
     };
 }
 
+/// Calls a function with the transforms down and across squares of a form, which may be short, for its last two types.
+macro_rules! with_sides {
+    ($short:expr, $P:ident, $self:ident.$f:ident [$($S:ident)?] $args:tt) => {
+        match $short {
+            [true, true] if $P::SHORTENS => $self.$f::<$($S,)? $P::Short, $P::Short> $args,
+            [true, false] if $P::SHORTENS => $self.$f::<$($S,)? $P::Short, $P> $args,
+            [false, true] if $P::SHORTENS => $self.$f::<$($S,)? $P, $P::Short> $args,
+            _ => $self.$f::<$($S,)? $P, $P> $args,
+        }
+    };
+}
+
 mod columns;
 mod filters;
 pub mod grad;
 mod points;
+mod squares;
 #[cfg(test)]
 mod tests;
 mod transform;
@@ -57,7 +70,8 @@ mod transform;
 use self::columns::{Columns, FEW};
 use self::filters::WinogradPacking;
 use self::points::{F2, F2Five, F2Strided, F3, F3Four, F4, Points, Unstrided};
-use self::transform::{After, Before, OnLoad, Runs, Squares};
+use self::squares::{Cut, Runs, Squares};
+use self::transform::{After, Before, OnLoad};
 use super::grid::Grid;
 use super::weights::{self, Direction, Folded, Learned, Packed, Packing, held};
 use super::{ConvSpec, label};
@@ -65,9 +79,10 @@ use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
 use crate::kernels::{Epilogue, Io, Kernel, Store, Weights};
 use crate::shape::Placed;
-use crate::simd::Isa;
+use crate::simd::{Isa, adds_apart};
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// How many outputs are computed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,15 +144,18 @@ impl Form {
         }
     }
 
-    /// Squares down and across an image.
-    fn across(self, spec: &ConvSpec) -> [usize; 2] {
-        [spec.output.h.div_ceil(self.outputs()), spec.output.w.div_ceil(self.outputs())]
+    /// Whether squares may be short by an output.
+    const fn shortens(self) -> bool {
+        const fn of<P: Points>() -> bool {
+            P::SHORTENS
+        }
+        with_points!(self, P => of::<P>())
     }
 
-    /// Whether so many squares have less than eleven twelfths of the products of a convolution's gradient: what is left pays for
-    /// the transforms.
-    fn pays(self, squares: usize, spec: &ConvSpec) -> bool {
-        12 * self.products() * squares < 11 * spec.window.taps() * spec.output.pixels()
+    /// Whether the squares of `cut`, of a map of `turned`, have less than eleven twelfths of the products of a convolution's
+    /// gradient: what is left pays for the transforms.
+    fn pays(cut: Cut, spec: &ConvSpec) -> bool {
+        12 * spec.output.n * cut.products() < 11 * spec.window.taps() * spec.output.pixels()
     }
 }
 
@@ -149,8 +167,23 @@ const LARGE_WEIGHTS: usize = 8 << 20;
 /// and must promise more than others, because they also displace those of other layers.
 const LEAST_GAIN: [f64; 2] = [1.2, 1.3];
 
-/// F(4×4) must also be faster than F(2×2) and F(3×3), whose weights are less, by this much.
-const LARGER_GAIN: f64 = 1.2;
+/// What decides between forms.
+#[derive(Debug, Clone, Copy)]
+struct Core {
+    /// Multiply-adds a cycle.
+    products: usize,
+    /// Bytes of weights a cycle that memory brings.
+    fetches: f64,
+    /// What transforms take of what [`Form::transforms`] says.
+    transforms: f64,
+    /// By how much F(4×4) must be faster than F(2×2) and F(3×3) if its weights are [large](LARGE_WEIGHTS).
+    gain: f64,
+}
+
+/// A core with two multipliers for 16 lanes.
+const TWO: Core = Core { products: 28, fetches: 7.0, transforms: 1.0, gain: 1.2 };
+/// A core with one, beside which it [adds](adds_apart).
+const ONE: Core = Core { products: 14, fetches: 5.0, transforms: 1.5, gain: 1.1 };
 
 /// With this many squares of F(4×4) its weights no longer decide.
 const MANY_SQUARES: usize = 128;
@@ -167,30 +200,34 @@ pub enum Kept {
 /// The form that computes this convolution fastest, unless the direct sum does; by shape alone. [`Form::F3`] is for small
 /// batches, and left to weights that do not learn.
 ///
-/// The estimate is that of a core with two 16-lane multipliers to which memory brings 7 bytes of weights a cycle: for
-/// small maps at batch 1 these decide, and the form with the smaller weights, or none, is best.
+/// For small maps at batch 1 weights decide, and the form that has fewer of them, or none, is best.
 pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
+    profitable_on(if adds_apart() { ONE } else { TWO }, spec, weights)
+}
+
+fn profitable_on(core: Core, spec: &ConvSpec, weights: Kept) -> Option<Form> {
     if !fills_registers(spec) {
         return None;
     }
     let (inputs, outputs) = (spec.input.c, spec.output.c);
-    let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / 28) as f64;
+    let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / core.products) as f64;
     let bytes = |positions: usize| 4 * positions * inputs * outputs;
     // What is computed hides most of what is fetched, or the other way round.
     let together = |compute: f64, bytes: usize| {
-        let fetch = bytes as f64 / 7.0;
+        let fetch = bytes as f64 / core.fetches;
         compute.max(fetch) + 0.3 * compute.min(fetch)
     };
     let taps = spec.window.taps();
     let direct = together(product(taps * spec.output.pixels()), bytes(taps));
-    let squares = |form: Form| spec.output.n * form.across(spec).iter().product::<usize>();
+    let squares = |form: Form| spec.output.n * Cut::fitting(form, spec).squares();
     let cost = |form: Form| {
         let [before, after] = form.transforms();
         let transforms = squares(form) * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
-        together(product(form.products() * squares(form)) + transforms as f64, bytes(form.products()))
+        let products = spec.output.n * Cut::fitting(form, spec).products();
+        together(product(products) + core.transforms * transforms as f64, bytes(form.products()))
     };
     let large = |form: Form| bytes(form.products()) > LARGE_WEIGHTS;
-    let more = |form: Form| if form == Form::F4 && large(form) { LARGER_GAIN * cost(form) } else { cost(form) };
+    let more = |form: Form| if form == Form::F4 && large(form) { core.gain * cost(form) } else { cost(form) };
     let few = weights == Kept::Held && squares(Form::F4) < MANY_SQUARES;
     let able = Form::ALL.into_iter().filter(|&form| form.applies(spec) && (few || form != Form::F3));
     let form = able.min_by(|&a, &b| more(a).total_cmp(&more(b)))?;
@@ -221,12 +258,12 @@ pub(super) fn unstrided(spec: ConvSpec, store: Store, isa: Isa) -> Option<Learne
         epilogue: Epilogue { activation: None, residual },
         ..spec
     };
-    let squares = spec.input.n * form.across(&turned).iter().product::<usize>();
+    let cut = Cut::fitting(form, &turned);
     let applies =
         Form::F2Strided.applies(&spec) && spec.placed.before == [1, 1] && [spec, turned].iter().all(fills_registers);
     let weights = spec.output.c * spec.depth();
     let learned = || weights::learned(Box::new(Winograd::new(turned, form, isa)), Direction::Backward, weights, None);
-    (applies && form.pays(squares, &spec)).then(learned)
+    (applies && Form::pays(cut, &spec)).then(learned)
 }
 
 /// A prepared convolution.
@@ -248,8 +285,7 @@ pub(super) struct Winograd {
     range: [f32; 2],
     /// What lies in the padding: zeros as far as the channels of a pixel reach.
     zero: AlignedBuf,
-    /// Squares down and across an image.
-    across: [usize; 2],
+    cut: Cut,
     /// Tiles of squares and panels.
     grid: Grid,
     /// Floats of V from square to square and from position to position.
@@ -283,10 +319,10 @@ impl Winograd {
             Some(Activation::Relu6) => [0.0, 6.0],
             _ => [f32::NEG_INFINITY, f32::INFINITY],
         };
-        let across = form.across(&spec);
-        let ld_v = inputs.next_multiple_of(lanes);
-        let grid = cut(spec.output.n * across[0] * across[1], &gemm, ld_v);
         let few = inputs <= FEW && !gemm.is_narrow() && spec.epilogue.residual.is_none();
+        let cut = if few { Cut::even(form, &spec) } else { Cut::fitting(form, &spec) };
+        let ld_v = inputs.next_multiple_of(lanes);
+        let grid = blocks(spec.output.n * cut.squares(), &gemm, ld_v);
         let ld_v = if few { FEW } else { ld_v };
         let squares = grid.tile_rows().next_multiple_of(if few { columns::SIDE } else { 1 });
         let ld_m = gemm.columns(0).len().next_multiple_of(lanes);
@@ -306,7 +342,7 @@ impl Winograd {
             weights,
             range,
             zero,
-            across,
+            cut,
             grid,
             ld_v,
             stride_v,
@@ -333,41 +369,36 @@ impl Winograd {
         Winograd { masks: true, ..self }
     }
 
-    /// Floats of the table of pointers, of V, of M, and of what is thrown away.
-    fn parts(&self) -> [usize; 4] {
-        let products = self.form.products();
-        let table = (2 * products * self.grid.tile_rows()).next_multiple_of(16);
-        [table, products * self.stride_v, products * self.stride_m, self.ld_m]
+    /// Floats of the table of pointers, of V, of M, of what is thrown away, and of the order of squares.
+    fn parts(&self) -> [usize; 5] {
+        let (products, squares) = (self.form.products(), self.grid.tile_rows());
+        let [order, table] = [squares, 2 * products * squares].map(|floats| floats.next_multiple_of(16));
+        [table, products * self.stride_v, products * self.stride_m, self.ld_m, order]
     }
 
     unsafe fn tile<P: Points>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         let (squares, panels) = self.grid.tile(tile);
-        let [table, v, m, _] = self.parts();
+        let [table, v, m, waste, _] = self.parts();
         let (table, rest) = scratch.split_at_mut(table);
         let (v, rest) = rest.split_at_mut(v);
-        let (m, waste) = rest.split_at_mut(m);
+        let (m, rest) = rest.split_at_mut(m);
+        let (waste, order) = rest.split_at_mut(waste);
         let (table, v) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr());
         let (m, waste) = (m.as_mut_ptr(), waste.as_mut_ptr());
         let (isa, count, packed) = (self.gemm.isa(), squares.len(), self.weights.of(io));
         // SAFETY: the parts of the scratch hold what `parts` says for at most `tile_rows` squares; `io` fits.
         unsafe {
+            let order = std::slice::from_raw_parts_mut(order.as_mut_ptr().cast::<u32>(), count);
+            let kinds = self.cut.arrange(squares, order);
             for position in 0..self.form.products() {
                 for square in 0..count {
                     *table.add(position * count + square) = v.add(position * self.stride_v + square * self.ld_v);
                 }
             }
-            let input = io.inputs[0];
-            let zero = self.zero.as_ptr();
-            isa.run(Before::<P> {
-                squares: Squares { spec: &self.spec, across: self.across, zero, folded: self.folded },
-                tiles: squares.clone(),
-                input,
-                norm: self.norm.map(|clamp| OnLoad::new(io.inputs[2], self.spec.input.c, clamp)),
-                v,
-                ld: self.ld_v,
-                stride: self.stride_v,
-                points: PhantomData,
-            });
+            for (part, short) in kinds.parts().into_iter().filter(|(part, _)| !part.is_empty()) {
+                let v = v.add(part.start * self.ld_v);
+                with_sides!(short, P, self.before [] (&order[part], io, v));
+            }
             for panel in panels {
                 let columns = self.gemm.columns(panel);
                 let rows = Rows { table, stride: count, skip: 0 };
@@ -377,12 +408,46 @@ impl Winograd {
                     let u = packed.add(self.gemm.weights_of(panel).start);
                     isa.run(Columns::<P> { of: self, count, registers, u, v, half: m, points: PhantomData });
                 } else {
-                    self.gemm.run_each(packed, count, rows, panel, each);
+                    self.gemm.run_each(packed, |position| kinds.having::<P>(position), rows, panel, each);
                 }
-                let bias = packed.add(self.gemm.bias_at());
-                let tiles = squares.clone();
-                isa.run(After::<P> { of: self, tiles, columns, io, bias, m, waste, points: PhantomData });
+                for (part, short) in kinds.parts().into_iter().filter(|(part, _)| !part.is_empty()) {
+                    let m = m.add(part.start * self.ld_m).cast_const();
+                    with_sides!(short, P, self.after [] (&order[part], columns.clone(), io, m, waste));
+                }
             }
+        }
+    }
+
+    /// Makes V of squares of one kind.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`], with room for them.
+    unsafe fn before<Y: Points, X: Points>(&self, tiles: &[u32], io: &Io, v: *mut f32) {
+        let squares = Squares { spec: &self.spec, cut: self.cut, zero: self.zero.as_ptr(), folded: self.folded };
+        let norm = self.norm.map(|clamp| OnLoad::new(io.inputs[2], self.spec.input.c, clamp));
+        let (input, ld, stride) = (io.inputs[0], self.ld_v, self.stride_v);
+        let before = Before::<Y, X> { squares, tiles, input, norm, v, ld, stride, points: PhantomData };
+        // SAFETY: passed on.
+        unsafe { self.gemm.isa().run(before) };
+    }
+
+    /// Makes the outputs of squares of one kind of what M holds.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`]; M holds them, and `waste` is as wide as a panel.
+    unsafe fn after<Y: Points, X: Points>(
+        &self,
+        tiles: &[u32],
+        columns: Range<usize>,
+        io: &Io,
+        m: *const f32,
+        waste: *mut f32,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            let bias = self.weights.of(io).add(self.gemm.bias_at());
+            let after = After::<Y, X> { of: self, tiles, columns, io, bias, m, waste, points: PhantomData };
+            self.gemm.isa().run(after);
         }
     }
 }
@@ -390,7 +455,7 @@ impl Winograd {
 /// Cuts squares and panels into tiles: blocks of squares that fit the cache, and no fewer tiles than a few threads need.
 /// Of the ways to do so, the one that moves the least: every block reads all weights, every group of panels transforms
 /// all inputs.
-fn cut(squares: usize, gemm: &Gemm, ld_v: usize) -> Grid {
+fn blocks(squares: usize, gemm: &Gemm, ld_v: usize) -> Grid {
     let Extent { taps, k, n } = gemm.extent();
     let fitting = (V_BYTES / (4 * taps * ld_v)).clamp(SQUARES[0], SQUARES[1]);
     let least = squares.div_ceil(fitting).max(1);
@@ -417,6 +482,10 @@ impl super::weights::Form for Winograd {
 
     fn hold(&mut self, packed: AlignedBuf) {
         self.weights = Packed::Held(packed);
+    }
+
+    fn exactly(&mut self) {
+        self.gemm = self.gemm.clone().exactly();
     }
 }
 

@@ -32,8 +32,16 @@ pub(super) trait Points: Copy + Send + Sync + 'static {
     const SEEN: usize = Self::IN;
     /// `G`, the transform of the taps.
     const G: [[f64; MOST_TAPS]; MOST_IN];
+    /// The first position that is used.
+    const FIRST: usize = 0;
     /// Pairs of rows of `G`, from the second on, that differ in the sign of the odd taps: points ±x.
     const PAIRS: usize;
+    /// Whether squares may end an output sooner; see [`Short`](Self::Short).
+    const SHORTENS: bool = false;
+    /// The same with one output less, for squares that would reach over the edge of the image: without the first point, at
+    /// the others with the same `G`, so that weights and sums are shared. What stands for the first is not used. If
+    /// none is, any will do.
+    type Short: Turned;
 
     /// `Bᵀ·d`.
     unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN];
@@ -58,6 +66,10 @@ pub(super) struct F3;
 /// Points 0, ±√½, ±√2, ∞: half the error of the usual 0, ±1, ±2, ∞.
 #[derive(Clone, Copy)]
 pub(super) struct F4;
+
+/// Three outputs at the points of [`F4`] but 0: two thirds of its error.
+#[derive(Clone, Copy)]
+pub(super) struct F4Short;
 
 /// Five taps at the points of [`F4`]: the same inputs, fewer outputs.
 #[derive(Clone, Copy)]
@@ -108,6 +120,7 @@ const fn at_roots(taps: usize) -> [[f64; MOST_TAPS]; MOST_IN] {
 }
 
 impl Points for F2 {
+    type Short = F4Short;
     const IN: usize = 4;
     const OUT: usize = 2;
     const PAIRS: usize = 1;
@@ -134,6 +147,7 @@ impl Points for F2 {
 }
 
 impl Points for F3 {
+    type Short = F4Short;
     const IN: usize = 5;
     const OUT: usize = 3;
     const PAIRS: usize = 0;
@@ -179,9 +193,11 @@ impl Points for F3 {
 }
 
 impl Points for F4 {
+    type Short = F4Short;
     const IN: usize = 6;
     const OUT: usize = 4;
     const PAIRS: usize = 2;
+    const SHORTENS: bool = true;
     const G: [[f64; MOST_TAPS]; MOST_IN] = at_roots(Self::TAPS);
 
     #[inline(always)]
@@ -223,7 +239,57 @@ impl Points for F4 {
     }
 }
 
+impl Points for F4Short {
+    type Short = F4Short;
+    const IN: usize = 6;
+    const OUT: usize = 3;
+    const SEEN: usize = 5;
+    const FIRST: usize = 1;
+    const PAIRS: usize = 2;
+    const G: [[f64; MOST_TAPS]; MOST_IN] = F4::G;
+
+    // At a point x the polynomial of F4 without its factor z, times x instead.
+    #[inline(always)]
+    unsafe fn before<S: Simd>(d: [S::V; MOST_IN]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe {
+            let (s, minus_s) = (S::splat(ROOT_HALF as f32), S::splat(-ROOT_HALF as f32));
+            let (t, minus_t) = (S::splat(ROOT_TWO as f32), S::splat(-ROOT_TWO as f32));
+            let (half, minus_half) = (S::splat(0.5), S::splat(-0.5));
+            let even = S::mul(half, S::fma(minus_half, d[2], d[0]));
+            let odd = S::fma(minus_half, d[3], d[1]);
+            let even_far = S::sub(S::add(d[2], d[2]), d[0]);
+            let odd_far = S::fma(minus_half, d[1], d[3]);
+            [
+                S::zero(),
+                S::fma(s, odd, even),
+                S::fma(minus_s, odd, even),
+                S::fma(t, odd_far, even_far),
+                S::fma(minus_t, odd_far, even_far),
+                S::fma(S::splat(-2.5), d[2], S::add(d[0], d[4])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
+        // SAFETY: passed on.
+        unsafe {
+            let (even, odd) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            let (even_far, odd_far) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
+            [
+                S::add(even, even_far),
+                S::fma(t, odd_far, S::mul(s, odd)),
+                S::fma(S::splat(2.0), even_far, S::fma(S::splat(0.5), even, m[5])),
+                S::zero(),
+            ]
+        }
+    }
+}
+
 impl Points for F2Five {
+    type Short = F4Short;
     const IN: usize = 6;
     const OUT: usize = 2;
     const TAPS: usize = 5;
@@ -250,6 +316,7 @@ impl Points for F2Five {
 }
 
 impl Points for F3Four {
+    type Short = F4Short;
     const IN: usize = 6;
     const OUT: usize = 3;
     const TAPS: usize = 4;
@@ -266,20 +333,14 @@ impl Points for F3Four {
     unsafe fn after<S: Simd>(m: [S::V; MOST_IN]) -> [S::V; MOST_OUT] {
         // SAFETY: passed on.
         unsafe {
-            let (even, odd) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
-            let (even_far, odd_far) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-            let (s, t) = (S::splat(ROOT_HALF as f32), S::splat(ROOT_TWO as f32));
-            [
-                S::add(m[0], S::add(even, even_far)),
-                S::fma(t, odd_far, S::mul(s, odd)),
-                S::fma(S::splat(2.0), even_far, S::fma(S::splat(0.5), even, m[5])),
-                S::zero(),
-            ]
+            let y = F4Short::after::<S>(m);
+            [S::add(m[0], y[0]), y[1], y[2], y[3]]
         }
     }
 }
 
 impl Points for F2Strided {
+    type Short = F4Short;
     const IN: usize = 5;
     const OUT: usize = 2;
     const STRIDE: usize = 2;
@@ -304,6 +365,7 @@ impl Points for F2Strided {
 }
 
 impl Points for Unstrided {
+    type Short = F4Short;
     const IN: usize = 5;
     const OUT: usize = 4;
     const STEP: usize = 2;
@@ -362,6 +424,14 @@ impl Turned for F3Four {
             let (odd, odd_far) = (S::mul(s, y[1]), S::mul(t, y[1]));
             [y[0], S::add(even, odd), S::sub(even, odd), S::add(even_far, odd_far), S::sub(even_far, odd_far), y[2]]
         }
+    }
+}
+
+impl Turned for F4Short {
+    #[inline(always)]
+    unsafe fn turn<S: Simd>(y: [S::V; MOST_OUT]) -> [S::V; MOST_IN] {
+        // SAFETY: passed on.
+        unsafe { F3Four::turn::<S>(y) }
     }
 }
 

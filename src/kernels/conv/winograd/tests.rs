@@ -1,3 +1,4 @@
+use super::points::F4Short;
 use super::*;
 use crate::kernels::conv::testing::{SENTINEL, noise, position, to_map};
 use crate::kernels::naive::{self, ConvShape, Nchw};
@@ -161,6 +162,7 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
     check_back::<Unstrided>();
     check::<F2>();
     check::<F4>();
+    check::<F4Short>();
     check::<F2Five>();
     check::<F3Four>();
     check::<F2Strided>();
@@ -243,29 +245,36 @@ fn nan_stays_where_it_is_seen() {
 
 #[test]
 fn the_cost_model_knows_where_weights_decide() {
-    let chosen =
-        |batch, size, channels| profitable(&spec(Case { batch, size: [size; 2], channels, ..BASE }), Kept::Held);
-    for (batch, size, channels, form) in [
-        (1, 56, [64, 64], Some(Form::F4)),
-        (1, 28, [128, 128], Some(Form::F4)),
-        (1, 14, [256, 256], Some(Form::F3)),
-        (4, 14, [256, 256], Some(Form::F3)),
-        (8, 14, [256, 256], Some(Form::F4)),
-        (1, 7, [512, 512], Some(Form::F2)),
-        (1, 4, [512, 512], None),
-        (1, 7, [128, 32], Some(Form::F2)),
-        (8, 7, [512, 512], Some(Form::F4)),
-        (1, 224, [64, 64], Some(Form::F4)),
-        (1, 28, [128, 32], Some(Form::F4)),
-        (1, 1, [64, 64], None),
-        (1, 56, [3, 64], Some(Form::F4)),
-        (1, 32, [3, 16], None),
-        (1, 56, [64, 8], None),
+    let chosen = |core, batch, size, channels, weights| {
+        profitable_on(core, &spec(Case { batch, size: [size; 2], channels, ..BASE }), weights)
+    };
+    // With two multipliers and with one.
+    for (batch, size, channels, forms) in [
+        (1, 56, [64, 64], [Some(Form::F4); 2]),
+        (1, 28, [128, 128], [Some(Form::F4); 2]),
+        (1, 14, [256, 256], [Some(Form::F3), Some(Form::F4)]),
+        (2, 14, [256, 256], [Some(Form::F3), Some(Form::F4)]),
+        (4, 14, [256, 256], [Some(Form::F4); 2]),
+        (1, 7, [512, 512], [Some(Form::F2); 2]),
+        (2, 7, [512, 512], [Some(Form::F3), Some(Form::F4)]),
+        (1, 4, [512, 512], [None; 2]),
+        (1, 7, [128, 32], [Some(Form::F2); 2]),
+        (8, 7, [512, 512], [Some(Form::F4); 2]),
+        (1, 13, [256, 384], [Some(Form::F3), Some(Form::F4)]),
+        (1, 224, [64, 64], [Some(Form::F4); 2]),
+        (1, 28, [128, 32], [Some(Form::F4); 2]),
+        (1, 1, [64, 64], [None; 2]),
+        (1, 56, [3, 64], [Some(Form::F4); 2]),
+        (1, 32, [3, 16], [None; 2]),
+        (1, 56, [64, 8], [None; 2]),
     ] {
-        assert_eq!(chosen(batch, size, channels), form, "{channels:?} at {size}, batch {batch}");
+        let found = [TWO, ONE].map(|core| chosen(core, batch, size, channels, Kept::Held));
+        assert_eq!(found, forms, "{channels:?} at {size}, batch {batch}");
     }
-    let learns = |batch| profitable(&spec(Case { batch, size: [14; 2], channels: [256; 2], ..BASE }), Kept::Learned);
-    assert_eq!([1, 4, 16].map(learns), [Form::F2, Form::F4, Form::F4].map(Some));
+    for core in [TWO, ONE] {
+        let learns = [1, 4, 16].map(|batch| chosen(core, batch, 14, [256; 2], Kept::Learned));
+        assert_eq!(learns[1..], [Some(Form::F4); 2]);
+    }
     let of = |window, size, channels| {
         profitable(&spec(Case { window, size: [size; 2], channels, pad: window[0] / 2, ..BASE }), Kept::Held)
     };
@@ -307,13 +316,14 @@ fn machine_code_of_the_transforms_keeps_what_fits_in_registers() {
             codegen::with_products(&loops, isa, 6 * SIDE, &what).assert_in_registers(&what, 0);
         }
         for (what, entry) in [
-            ("F4 before", isa.entry::<Before<'static, F4>>() as *const ()),
-            ("F4 after", isa.entry::<After<'static, F4>>() as *const ()),
+            ("F4 before", isa.entry::<Before<'static, F4, F4>>() as *const ()),
+            ("F4 after", isa.entry::<After<'static, F4, F4>>() as *const ()),
         ] {
             let loops = codegen::loops(entry);
             assert!(!loops.is_empty(), "{what} {}: no loop was found", isa.name());
             // A square of 36 and what is worked on; what is too much for the registers is stored and read once.
             let allowed = 2 * (36 + 10 - isa.registers());
+            loops.iter().for_each(|l| l.assert_in_registers(what, allowed));
             loops.iter().for_each(|l| l.assert_in_registers(what, allowed));
         }
     }

@@ -6,59 +6,11 @@ use std::ops::Range;
 
 use super::Winograd;
 use super::points::{MOST_IN, MOST_OUT, Points, Turned};
+use super::squares::{Origin, Runs, Squares};
 use crate::activation::Activation;
-use crate::kernels::conv::ConvSpec;
-use crate::kernels::conv::weights::Folded;
 use crate::kernels::gemm::clamp_of;
 use crate::kernels::norm::train::{SCALE, SHIFT};
 use crate::kernels::{Io, Map};
-
-/// Where the squares of tile number `i` begin: image, row and column of the first output.
-pub(super) fn origin<P: Points>(i: usize, across: [usize; 2]) -> [usize; 3] {
-    let per_image = across[0] * across[1];
-    [i / per_image, i / across[1] % across[0] * P::OUT, i % across[1] * P::OUT]
-}
-
-/// The squares of a convolution.
-#[derive(Clone, Copy)]
-pub(super) struct Squares<'a> {
-    pub(super) spec: &'a ConvSpec,
-    /// Squares down and across an image.
-    pub(super) across: [usize; 2],
-    /// What lies in the padding: zeros as far as the channels of a pixel reach.
-    pub(super) zero: *const f32,
-    /// What the convolution was, if its image is folded.
-    pub(super) folded: Option<Folded>,
-}
-
-/// How the channels of a pixel lie: all together or, if it is folded of several, in the rows that these lie in.
-pub(super) struct Runs {
-    count: usize,
-    /// Channels of a run.
-    len: usize,
-    /// Floats from pixel to pixel and, in the memory of the image, from row to row.
-    ld: usize,
-    line: usize,
-}
-
-impl Runs {
-    /// Floats from the first channel of a pixel to one past its last.
-    pub(super) fn reach(&self) -> usize {
-        (self.count - 1) * self.line + self.len
-    }
-
-    /// Those of the pixels of a map, which may be `folded`.
-    pub(super) fn of(Map { w, c, ld, .. }: Map, folded: Option<Folded>) -> Self {
-        match folded {
-            None => Runs { count: 1, len: c, ld, line: w * ld },
-            Some(folded) => {
-                let [count, across] = folded.window.stride;
-                let len = across * folded.channels;
-                Runs { count, len, ld: len, line: w * len }
-            }
-        }
-    }
-}
 
 /// A batch norm and a clamp that are applied to what is read: `clamp(x · scale + shift)`. The padding stays zero.
 #[derive(Clone, Copy)]
@@ -83,9 +35,9 @@ impl OnLoad {
 
 /// `V = Bᵀ·d·B` for the tiles of a block: `v[(i·IN + j)·stride + tile·ld + channel]`. Of a folded image, up to a register's floats
 /// behind the last tile's are written too.
-pub(super) struct Before<'a, P> {
+pub(super) struct Before<'a, Y, X> {
     pub(super) squares: Squares<'a>,
-    pub(super) tiles: Range<usize>,
+    pub(super) tiles: &'a [u32],
     pub(super) input: *const f32,
     /// What is done to every input, if anything.
     pub(super) norm: Option<OnLoad>,
@@ -93,38 +45,44 @@ pub(super) struct Before<'a, P> {
     /// Floats from tile to tile and from position to position.
     pub(super) ld: usize,
     pub(super) stride: usize,
-    pub(super) points: PhantomData<P>,
+    pub(super) points: PhantomData<(Y, X)>,
 }
 
-impl<P: Points> Task for Before<'_, P> {
+impl<Y: Points, X: Points> Task for Before<'_, Y, X> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (Squares { spec, across, zero, folded }, first) = (self.squares, self.tiles.start);
+        let Squares { spec, cut, zero, folded } = self.squares;
         let Map { h, w, .. } = spec.input;
         let Runs { count, len, ld, line } = Runs::of(spec.input, folded);
-        let ahead = P::STEP * ld;
-        for tile in self.tiles.clone() {
-            let [image, oy, ox] = origin::<P>(tile, across);
-            let start = |o: usize, axis: usize| (o / P::OUT * P::STEP).wrapping_sub(spec.placed.before[axis]);
+        let ahead = X::STEP * ld;
+        for (i, &tile) in self.tiles.iter().enumerate() {
+            let Origin { image, at: [oy, ox], .. } = cut.origin(tile as usize);
+            let to = self.v.wrapping_add(i * self.ld);
+            // Outputs begin where inputs do, or at a whole number of squares.
+            let first = |o: usize| if X::STEP == X::OUT { o } else { o / X::OUT * X::STEP };
+            let start = |o: usize, axis: usize| first(o).wrapping_sub(spec.placed.before[axis]);
             let (y0, x0) = (start(oy, 0), start(ox, 1));
-            let within = |from: usize, len: usize| from < len && from + P::SEEN <= len;
-            let inside = within(y0, h) && within(x0, w);
+            let within = |from: usize, seen: usize, len: usize| from < len && from + seen <= len;
+            let inside = within(y0, Y::SEEN, h) && within(x0, X::SEEN, w);
             let mut at = [std::ptr::null(); MOST_IN * MOST_IN];
-            for i in 0..P::IN {
+            for i in 0..Y::IN {
                 // Wrapping: a coordinate before the image becomes a huge one.
                 let y = y0.wrapping_add(i);
                 let row = self.input.wrapping_add((image * h).wrapping_add(y).wrapping_mul(count * line));
-                for j in 0..P::IN {
+                for j in 0..X::IN {
                     let x = x0.wrapping_add(j);
-                    at[i * P::IN + j] = if y < h && x < w { row.wrapping_add(x * ld) } else { zero };
+                    at[i * X::IN + j] = if y < h && x < w { row.wrapping_add(x * ld) } else { zero };
                 }
             }
             for run in 0..count {
                 let channels = Channels { at: &at, skip: run * line, len, ahead, inside };
                 // SAFETY: every pointer has the channels of every run behind it, and V has room for whole registers of them.
-                unsafe { self.run_of_channels::<S>(channels, self.v.add((tile - first) * self.ld + run * len)) };
+                unsafe {
+                    let to = to.add(run * len);
+                    self.run_of_channels::<S>(channels, to);
+                }
             }
         }
     }
@@ -142,31 +100,31 @@ struct Channels<'a> {
     inside: bool,
 }
 
-impl<P: Points> Before<'_, P> {
+impl<Y: Points, X: Points> Before<'_, Y, X> {
     /// # Safety
     /// The channels lie behind every pixel, and there is room for whole registers of them at every position from `to` on.
     #[inline(always)]
     unsafe fn run_of_channels<S: Simd>(&self, channels: Channels<'_>, to: *mut f32) {
         let (Channels { at, skip, len, ahead, inside }, zero) = (channels, self.squares.zero);
         // What is new in the next square.
-        let new = P::SEEN.saturating_sub(P::STEP)..P::SEEN;
+        let new = X::SEEN.saturating_sub(X::STEP)..X::SEEN;
         let whole = len / S::LANES * S::LANES;
         let mut channel = 0;
         // SAFETY: passed on.
         unsafe {
             while channel < whole {
                 let skip = skip + channel;
-                for i in 0..P::IN * P::SEEN {
-                    if new.contains(&(i % P::IN)) {
+                for i in 0..X::IN * Y::SEEN {
+                    if new.contains(&(i % X::IN)) {
                         S::prefetch_far(at[i].wrapping_add(ahead + skip));
                     }
                 }
                 let (to, plain) = (to.add(channel), |from: *const f32| S::load(from.add(skip)));
                 match self.norm.map(|norm| Normed::<S>::new(norm, channel, None)) {
-                    None => square_before::<S, P>(at, plain, to, self.stride),
-                    Some(norm) if inside => square_before::<S, P>(at, |from| norm.of(plain(from)), to, self.stride),
+                    None => square_before::<S, Y, X>(at, plain, to, self.stride),
+                    Some(norm) if inside => square_before::<S, Y, X>(at, |from| norm.of(plain(from)), to, self.stride),
                     Some(norm) => {
-                        square_before::<S, P>(at, |from| norm.unless(from == zero, plain(from)), to, self.stride);
+                        square_before::<S, Y, X>(at, |from| norm.unless(from == zero, plain(from)), to, self.stride);
                     }
                 }
                 channel += S::LANES;
@@ -175,9 +133,9 @@ impl<P: Points> Before<'_, P> {
                 let (mask, skip) = (S::mask(len - channel), skip + channel);
                 let (to, some) = (to.add(channel), |from: *const f32| S::load_masked(from.add(skip), mask));
                 match self.norm.map(|norm| Normed::<S>::new(norm, channel, Some(mask))) {
-                    None => square_before::<S, P>(at, some, to, self.stride),
+                    None => square_before::<S, Y, X>(at, some, to, self.stride),
                     Some(norm) => {
-                        square_before::<S, P>(at, |from| norm.unless(from == zero, some(from)), to, self.stride);
+                        square_before::<S, Y, X>(at, |from| norm.unless(from == zero, some(from)), to, self.stride);
                     }
                 }
             }
@@ -221,9 +179,9 @@ impl<S: Simd> Normed<S> {
     }
 }
 
-/// One register of channels of one tile, `load` from behind the pointers.
+/// One register of channels of one tile, `load` from behind the pointers; `Y` down and `X` across.
 #[inline(always)]
-unsafe fn square_before<S: Simd, P: Points>(
+unsafe fn square_before<S: Simd, Y: Points, X: Points>(
     at: &[*const f32; MOST_IN * MOST_IN],
     load: impl Fn(*const f32) -> S::V,
     to: *mut f32,
@@ -232,29 +190,29 @@ unsafe fn square_before<S: Simd, P: Points>(
     // SAFETY: passed on.
     unsafe {
         let mut half = [[S::zero(); MOST_IN]; MOST_IN];
-        for j in 0..P::IN {
+        for j in 0..X::IN {
             let mut d = [S::zero(); MOST_IN];
-            for i in 0..P::IN {
-                d[i] = load(at[i * P::IN + j]);
+            for i in 0..Y::IN {
+                d[i] = load(at[i * X::IN + j]);
             }
-            let d = P::before::<S>(d);
-            for i in 0..P::IN {
+            let d = Y::before::<S>(d);
+            for i in 0..Y::IN {
                 half[i][j] = d[i];
             }
         }
-        for i in 0..P::IN {
-            let v = P::before::<S>(half[i]);
-            for j in 0..P::IN {
-                S::store(to.add((i * P::IN + j) * stride), v[j]);
+        for i in Y::FIRST..Y::IN {
+            let v = X::before::<S>(half[i]);
+            for j in X::FIRST..X::IN {
+                S::store(to.add((i * X::IN + j) * stride), v[j]);
             }
         }
     }
 }
 
 /// `Z = A·dY·Aᵀ` for the tiles of a block and some output channels: `z[(i·IN + j)·stride + tile·ld + channel]`.
-pub(super) struct Turn<'a, P> {
+pub(super) struct Turn<'a, Y, X> {
     pub(super) squares: Squares<'a>,
-    pub(super) tiles: Range<usize>,
+    pub(super) tiles: &'a [u32],
     /// Output channels.
     pub(super) columns: Range<usize>,
     /// The gradient of the output.
@@ -263,43 +221,44 @@ pub(super) struct Turn<'a, P> {
     /// Floats from tile to tile and from position to position.
     pub(super) ld: usize,
     pub(super) stride: usize,
-    pub(super) points: PhantomData<P>,
+    pub(super) points: PhantomData<(Y, X)>,
 }
 
-impl<P: Turned> Task for Turn<'_, P> {
+impl<Y: Turned, X: Turned> Task for Turn<'_, Y, X> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (Squares { spec, across, zero, .. }, first) = (self.squares, self.tiles.start);
+        let Squares { spec, cut, zero, .. } = self.squares;
         let Map { h, w, ld, .. } = spec.output;
-        for tile in self.tiles.clone() {
-            let [image, oy, ox] = origin::<P>(tile, across);
+        for (i, &tile) in self.tiles.iter().enumerate() {
+            let Origin { image, at: [oy, ox], .. } = cut.origin(tile as usize);
+            let to = self.z.wrapping_add(i * self.ld);
             let mut at = [zero; MOST_OUT * MOST_OUT];
-            for i in 0..P::OUT.min(h - oy) {
-                for j in 0..P::OUT.min(w - ox) {
+            for i in 0..Y::OUT.min(h - oy) {
+                for j in 0..X::OUT.min(w - ox) {
                     let pixel = (image * h + oy + i) * w + ox + j;
-                    at[i * P::OUT + j] = self.gradient.wrapping_add(pixel * ld + self.columns.start);
+                    at[i * X::OUT + j] = self.gradient.wrapping_add(pixel * ld + self.columns.start);
                 }
             }
             for channel in (0..self.columns.len()).step_by(S::LANES) {
                 // SAFETY: every pointer has the channels behind it, and Z has room for whole registers of them.
                 unsafe {
                     let mask = S::mask(S::LANES.min(self.columns.len() - channel));
-                    let to = self.z.add((tile - first) * self.ld + channel);
-                    for pixel in &at[..P::OUT * P::OUT] {
-                        S::prefetch_far(pixel.wrapping_add(P::OUT * ld + channel));
+                    let to = to.add(channel);
+                    for pixel in &at[..Y::OUT * X::OUT] {
+                        S::prefetch_far(pixel.wrapping_add(X::OUT * ld + channel));
                     }
-                    square_turn::<S, P>(&at, channel, mask, to, self.stride);
+                    square_turn::<S, Y, X>(&at, channel, mask, to, self.stride);
                 }
             }
         }
     }
 }
 
-/// One register of output channels of one tile.
+/// One register of output channels of one tile, `Y` down and `X` across.
 #[inline(always)]
-unsafe fn square_turn<S: Simd, P: Turned>(
+unsafe fn square_turn<S: Simd, Y: Turned, X: Turned>(
     at: &[*const f32; MOST_OUT * MOST_OUT],
     channel: usize,
     mask: S::M,
@@ -309,20 +268,20 @@ unsafe fn square_turn<S: Simd, P: Turned>(
     // SAFETY: passed on.
     unsafe {
         let mut half = [[S::zero(); MOST_OUT]; MOST_IN];
-        for j in 0..P::OUT {
+        for j in 0..X::OUT {
             let mut y = [S::zero(); MOST_OUT];
-            for i in 0..P::OUT {
-                y[i] = S::load_masked(at[i * P::OUT + j].add(channel), mask);
+            for i in 0..Y::OUT {
+                y[i] = S::load_masked(at[i * X::OUT + j].add(channel), mask);
             }
-            let z = P::turn::<S>(y);
-            for i in 0..P::IN {
+            let z = Y::turn::<S>(y);
+            for i in 0..Y::IN {
                 half[i][j] = z[i];
             }
         }
-        for i in 0..P::IN {
-            let z = P::turn::<S>(half[i]);
-            for j in 0..P::IN {
-                S::store(to.add((i * P::IN + j) * stride), z[j]);
+        for i in Y::FIRST..Y::IN {
+            let z = X::turn::<S>(half[i]);
+            for j in X::FIRST..X::IN {
+                S::store(to.add((i * X::IN + j) * stride), z[j]);
             }
         }
     }
@@ -330,9 +289,9 @@ unsafe fn square_turn<S: Simd, P: Turned>(
 
 /// `Y = activation(Aᵀ·M·A + bias + residual)` for the tiles of a block and the channels of a panel, from
 /// `m[(i·IN + j)·stride + tile·width + channel]` to the output map.
-pub(super) struct After<'a, P> {
+pub(super) struct After<'a, Y, X> {
     pub(super) of: &'a Winograd,
-    pub(super) tiles: Range<usize>,
+    pub(super) tiles: &'a [u32],
     /// The panel's output channels.
     pub(super) columns: Range<usize>,
     pub(super) io: &'a Io,
@@ -341,52 +300,64 @@ pub(super) struct After<'a, P> {
     pub(super) m: *const f32,
     /// What lies outside the image is written here: the width of a panel.
     pub(super) waste: *mut f32,
-    pub(super) points: PhantomData<P>,
+    pub(super) points: PhantomData<(Y, X)>,
 }
 
-impl<P: Points> Task for After<'_, P> {
+impl<Y: Points, X: Points> Task for After<'_, Y, X> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (of, first, columns) = (self.of, self.tiles.start, self.columns.clone());
-        let epilogue = of.spec.epilogue;
-        let smooth = epilogue.activation.filter(|a| !matches!(a, Activation::Relu | Activation::Relu6));
         // The pixels of a tile, of the one after it and of the next but one, which is fetched meanwhile: the outputs are new
         // to the cache, and a store that waits for its line holds up everything behind it.
-        let last = self.tiles.end - 1;
-        let mut ring = [first, last.min(first + 1), last].map(|tile| self.pixels(tile));
-        for tile in self.tiles.clone() {
-            ring[(tile - first + 2) % 3] = self.pixels(last.min(tile + 2));
-            let [pixels, later] = [0, 2].map(|i| &ring[(tile - first + i) % 3]);
-            let mut channel = 0;
-            while channel < columns.len() {
-                for i in 0..P::OUT * P::OUT {
-                    // SAFETY: a hint.
-                    unsafe { S::prefetch_far(later.output[i].wrapping_add(channel)) };
-                }
-                // SAFETY: every pixel has the panel's channels, and the mask keeps to them.
-                unsafe {
-                    let mask = S::mask((columns.len() - channel).min(S::LANES));
-                    let from = self.m.add((tile - first) * of.ld_m + channel);
-                    let bias = S::load(self.bias.add(columns.start + channel));
-                    let square = Square { pixels, channel, from, stride: of.stride_m, range: of.range };
-                    match epilogue.residual {
-                        None if of.few => square.after::<S, P, { Beside::Nothing as u8 }, true>(bias, mask),
-                        None => square.after::<S, P, { Beside::Nothing as u8 }, false>(bias, mask),
-                        Some(_) if of.masks => square.after::<S, P, { Beside::Mask as u8 }, false>(bias, mask),
-                        Some(_) => square.after::<S, P, { Beside::Residual as u8 }, false>(bias, mask),
-                    }
-                    if smooth.is_some() {
-                        // Not above, where it would be unrolled for every pixel.
-                        for to in &pixels.output[..P::OUT * P::OUT] {
-                            let v = S::load_masked(to.add(channel), mask);
-                            S::store_masked(to.add(channel), simd::apply_activation::<S>(smooth, v), mask);
-                        }
-                    }
-                }
-                channel += S::LANES;
+        let last = self.tiles.len() - 1;
+        let mut ring = [0, last.min(1), last].map(|tile| self.pixels(tile));
+        for tile in 0..self.tiles.len() {
+            ring[(tile + 2) % 3] = self.pixels(last.min(tile + 2));
+            let [pixels, later] = [0, 2].map(|i| &ring[(tile + i) % 3]);
+            let from = self.m.wrapping_add(tile * self.of.ld_m);
+            // SAFETY: M holds the tile; passed on.
+            unsafe { self.square::<S>(pixels, later, from) };
+        }
+    }
+}
+
+impl<Y: Points, X: Points> After<'_, Y, X> {
+    /// All registers of a tile.
+    ///
+    /// # Safety
+    /// The pixels have the panel's channels, and `from` every position of them.
+    #[inline(always)]
+    unsafe fn square<S: Simd>(&self, pixels: &Pixels, later: &Pixels, from: *const f32) {
+        let (of, columns) = (self.of, &self.columns);
+        let epilogue = of.spec.epilogue;
+        let smooth = epilogue.activation.filter(|a| !matches!(a, Activation::Relu | Activation::Relu6));
+        let mut channel = 0;
+        while channel < columns.len() {
+            for i in 0..Y::OUT * X::OUT {
+                // SAFETY: a hint.
+                unsafe { S::prefetch_far(later.output[i].wrapping_add(channel)) };
             }
+            // SAFETY: every pixel has the panel's channels, and the mask keeps to them.
+            unsafe {
+                let mask = S::mask((columns.len() - channel).min(S::LANES));
+                let bias = S::load(self.bias.add(columns.start + channel));
+                let square = Square { pixels, channel, from: from.add(channel), stride: of.stride_m, range: of.range };
+                match epilogue.residual {
+                    None if of.few => square.after::<S, Y, X, { Beside::Nothing as u8 }, true>(bias, mask),
+                    None => square.after::<S, Y, X, { Beside::Nothing as u8 }, false>(bias, mask),
+                    Some(_) if of.masks => square.after::<S, Y, X, { Beside::Mask as u8 }, false>(bias, mask),
+                    Some(_) => square.after::<S, Y, X, { Beside::Residual as u8 }, false>(bias, mask),
+                }
+                if smooth.is_some() {
+                    // Not above, where it would be unrolled for every pixel.
+                    for to in &pixels.output[..Y::OUT * X::OUT] {
+                        let v = S::load_masked(to.add(channel), mask);
+                        S::store_masked(to.add(channel), simd::apply_activation::<S>(smooth, v), mask);
+                    }
+                }
+            }
+            channel += S::LANES;
         }
     }
 }
@@ -397,19 +368,19 @@ struct Pixels {
     residual: [*const f32; MOST_OUT * MOST_OUT],
 }
 
-impl<P: Points> After<'_, P> {
+impl<Y: Points, X: Points> After<'_, Y, X> {
     #[inline(always)]
     fn pixels(&self, tile: usize) -> Pixels {
         let (spec, waste) = (&self.of.spec, self.waste);
         let Map { h, w, ld, .. } = spec.output;
-        let [image, oy, ox] = origin::<P>(tile, self.of.across);
+        let Origin { image, at: [oy, ox], .. } = self.of.cut.origin(self.tiles[tile] as usize);
         let ld_residual = spec.epilogue.residual.unwrap_or(0);
-        let mut pixels =
-            Pixels { output: [waste; MOST_OUT * MOST_OUT], residual: [waste.cast_const(); MOST_OUT * MOST_OUT] };
-        for i in 0..P::OUT.min(h - oy) {
-            for j in 0..P::OUT.min(w - ox) {
+        let (output, residual) = ([waste; MOST_OUT * MOST_OUT], [waste.cast_const(); MOST_OUT * MOST_OUT]);
+        let mut pixels = Pixels { output, residual };
+        for i in 0..Y::OUT.min(h - oy) {
+            for j in 0..X::OUT.min(w - ox) {
                 let pixel = (image * h + oy + i) * w + ox + j;
-                let at = i * P::OUT + j;
+                let at = i * X::OUT + j;
                 pixels.output[at] = self.io.output.wrapping_add(pixel * ld + self.columns.start);
                 pixels.residual[at] = self.io.inputs[1].wrapping_add(pixel * ld_residual + self.columns.start);
             }
@@ -439,30 +410,30 @@ struct Square<'a> {
 
 impl Square<'_> {
     #[inline(always)]
-    unsafe fn after<S: Simd, P: Points, const BESIDE: u8, const HALF: bool>(&self, bias: S::V, mask: S::M) {
+    unsafe fn after<S: Simd, Y: Points, X: Points, const BESIDE: u8, const HALF: bool>(&self, bias: S::V, mask: S::M) {
         // SAFETY: passed on.
         unsafe {
             let mut half = [[S::zero(); MOST_IN]; MOST_OUT];
-            for j in 0..P::IN {
+            for j in X::FIRST..X::IN {
                 if HALF {
-                    for i in 0..P::OUT {
-                        half[i][j] = S::load(self.from.add((i * P::IN + j) * self.stride));
+                    for i in 0..Y::OUT {
+                        half[i][j] = S::load(self.from.add((i * X::IN + j) * self.stride));
                     }
                     continue;
                 }
                 let mut m = [S::zero(); MOST_IN];
-                for i in 0..P::IN {
-                    m[i] = S::load(self.from.add((i * P::IN + j) * self.stride));
+                for i in Y::FIRST..Y::IN {
+                    m[i] = S::load(self.from.add((i * X::IN + j) * self.stride));
                 }
-                let m = P::after::<S>(m);
-                for i in 0..P::OUT {
+                let m = Y::after::<S>(m);
+                for i in 0..Y::OUT {
                     half[i][j] = m[i];
                 }
             }
-            for i in 0..P::OUT {
-                let sums = P::after::<S>(half[i]);
-                for j in 0..P::OUT {
-                    let at = i * P::OUT + j;
+            for i in 0..Y::OUT {
+                let sums = X::after::<S>(half[i]);
+                for j in 0..X::OUT {
+                    let at = i * X::OUT + j;
                     let mut y = S::add(sums[j], bias);
                     let beside = || S::load_masked(self.pixels.residual[at].add(self.channel), mask);
                     if BESIDE == Beside::Residual as u8 {

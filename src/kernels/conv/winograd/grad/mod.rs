@@ -17,7 +17,8 @@ mod back;
 
 use self::back::{Back, Gather};
 use super::points::{F2, F2Five, F2Strided, F3Four, F4, Turned};
-use super::transform::{Before, OnLoad, Runs, Squares, Turn};
+use super::squares::{Cut, Kinds, Runs, Squares};
+use super::transform::{Before, OnLoad, Turn};
 use super::{Form, Kept, LEAST_CHANNELS, ROOM};
 use crate::kernels::conv::grad::{pointwise::Source, weight::WeightGradient};
 use crate::kernels::conv::weights::{Direction, Order};
@@ -25,7 +26,7 @@ use crate::kernels::conv::{ConvSpec, stem};
 use crate::kernels::gemm::outer::{Ahead, Block, Outer, Queue, Right, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Store};
-use crate::simd::{Isa, Simd, Task};
+use crate::simd::{Isa, Simd};
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -36,8 +37,8 @@ pub fn profitable(spec: &ConvSpec) -> Option<Form> {
     if spec.input.c.min(spec.output.c) < LEAST_CHANNELS {
         return None;
     }
-    let squares = spec.output.n * form.across(spec).iter().product::<usize>();
-    (squares >= 32 && form.pays(squares, spec)).then_some(form)
+    let cut = Cut::fitting(form, spec);
+    (spec.output.n * cut.squares() >= 32 && Form::pays(cut, spec)).then_some(form)
 }
 
 /// The gradient of the weights of a convolution that [`winograd`](super::winograd) could compute in this form: F2, F4,
@@ -84,8 +85,7 @@ struct Gradient<P> {
     source: Source,
     back: Back,
     outer: Outer,
-    /// Squares down and across an image.
-    across: [usize; 2],
+    cut: Cut,
     /// Slices of the squares, each with sums of its own. The sums of a single slice are transformed back where they are.
     slices: usize,
     /// Parts of the output and of the input channels.
@@ -123,8 +123,8 @@ const LEAST_OF_PART: usize = 48;
 
 impl<P: Turned> Gradient<P> {
     fn new(spec: ConvSpec, form: Form, source: Source, order: Order, isa: Isa) -> Self {
-        let across = form.across(&spec);
-        let (squares, products) = (spec.output.n * across[0] * across[1], form.products());
+        let cut = Cut::fitting(form, &spec);
+        let (squares, products) = (spec.output.n * cut.squares(), form.products());
         let (channels, outer) = ([spec.output.c, spec.input.c], Outer::new(isa));
         let sums = products * channels[0] * channels[1];
         let slices = (SUMS / sums).clamp(1, SLICES).min(squares.div_ceil(SQUARES[0]));
@@ -162,7 +162,7 @@ impl<P: Turned> Gradient<P> {
             source,
             back,
             outer,
-            across,
+            cut,
             slices,
             parts,
             block,
@@ -174,15 +174,15 @@ impl<P: Turned> Gradient<P> {
         }
     }
 
-    /// Floats of the tables of pointers, of V, of Z, and of sums that no other kernel transforms back.
-    fn parts_of_scratch(&self) -> [usize; 4] {
+    /// Floats of the order of squares, of the tables of pointers, of V, of Z, and of sums that no other kernel transforms back.
+    fn parts_of_scratch(&self) -> [usize; 5] {
         let products = self.form.products();
         let sums = if self.slices == 1 { products * self.strip[0] * self.strip[1] } else { 0 };
-        let tables = (4 * self.block).next_multiple_of(16);
-        [tables, products * self.stride[0], products * self.stride[1], sums]
+        let [order, tables] = [1, 4].map(|floats| (floats * self.block).next_multiple_of(16));
+        [order, tables, products * self.stride[0], products * self.stride[1], sums]
     }
 
-    fn cut(all: usize, i: usize, parts: usize) -> Range<usize> {
+    fn part(all: usize, i: usize, parts: usize) -> Range<usize> {
         i * all / parts..(i + 1) * all / parts
     }
 }
@@ -211,11 +211,12 @@ impl<P: Turned> Tiled for Gradient<P> {
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         let [of_outputs, of_inputs] = self.parts;
         let slice = tile / (of_outputs * of_inputs);
-        let outputs = Self::cut(self.spec.output.c, tile / of_inputs % of_outputs, of_outputs);
-        let inputs = Self::cut(self.spec.input.c, tile % of_inputs, of_inputs);
-        let all = Self::cut(self.spec.output.n * self.across[0] * self.across[1], slice, self.slices);
-        let [table, v, z, _] = self.parts_of_scratch();
-        let (table, rest) = scratch.split_at_mut(table);
+        let outputs = Self::part(self.spec.output.c, tile / of_inputs % of_outputs, of_outputs);
+        let inputs = Self::part(self.spec.input.c, tile % of_inputs, of_inputs);
+        let all = Self::part(self.spec.output.n * self.cut.squares(), slice, self.slices);
+        let [order, table, v, z, _] = self.parts_of_scratch();
+        let (order, rest) = scratch.split_at_mut(order);
+        let (table, rest) = rest.split_at_mut(table);
         let (v, rest) = rest.split_at_mut(v);
         let (z, sums) = rest.split_at_mut(z);
         let (tables, v, z) = (table.as_mut_ptr().cast::<*const f32>(), v.as_mut_ptr(), z.as_mut_ptr());
@@ -225,8 +226,17 @@ impl<P: Turned> Tiled for Gradient<P> {
         let blocks = all.len().div_ceil(self.block).max(1);
         for block in 0..blocks {
             let tiles = all.start + block * all.len() / blocks..all.start + (block + 1) * all.len() / blocks;
+            // SAFETY: the scratch has room for the order of a block.
+            let order = unsafe { std::slice::from_raw_parts_mut(order.as_mut_ptr().cast::<u32>(), tiles.len()) };
+            let kinds = self.cut.arrange(tiles, order);
             // SAFETY: V and Z have room for a block of squares at every position.
-            unsafe { self.transform::<S>([outputs.clone(), inputs.clone()], tiles.clone(), io, &sides) };
+            unsafe {
+                for (part, short) in kinds.parts().into_iter().filter(|(part, _)| !part.is_empty()) {
+                    let (v, z) = (v.add(part.start * self.ld[0]), z.add(part.start * self.ld[1]));
+                    let channels = [outputs.clone(), inputs.clone()];
+                    with_sides!(short, P, self.transform [] (channels, &order[part], io, [v, z]));
+                }
+            }
             let store = if block == 0 { Store::Set } else { Store::Add };
             for row in rows.clone().step_by(self.strip[0]) {
                 let down = row..rows.end.min(row + self.strip[0]);
@@ -241,7 +251,7 @@ impl<P: Turned> Tiled for Gradient<P> {
                             1 => Sums { at: sums.as_mut_ptr(), apart: size[0] * size[1], ld: size[1] },
                             _ => self.sums_of(slice, [row, column], io),
                         };
-                        self.multiply(&sides, tiles.len(), from, size, sums, store);
+                        self.multiply(&sides, kinds, from, size, sums, store);
                         if self.slices == 1 && block + 1 == blocks {
                             let strides = [1, 0, sums.apart, sums.ld];
                             self.back.taps::<S, P>(down.clone(), along, sums.at, strides, io.output);
@@ -277,49 +287,55 @@ impl<P: Turned> Gradient<P> {
         Sums { at, apart, ld }
     }
 
-    /// Makes V and Z of some squares and some output and input channels.
+    /// Makes V and Z of squares of one kind and some output and input channels.
     ///
     /// # Safety
     /// There is room for them, and the maps are those of the convolution.
-    #[inline(always)]
-    unsafe fn transform<S: Simd>(
+    unsafe fn transform<Y: Turned, X: Turned>(
         &self,
         [outputs, inputs]: [Range<usize>; 2],
-        tiles: Range<usize>,
+        tiles: &[u32],
         io: &Io,
-        &Sides { v, z, .. }: &Sides,
+        [v, z]: [*mut f32; 2],
     ) {
         let (ld, stride, folded) = (self.ld, self.stride, self.back.order.folded);
         let mut spec = self.spec;
         spec.input.c = inputs.len();
-        let squares = Squares { spec: &spec, across: self.across, zero: self.zero.as_ptr(), folded };
+        let squares = Squares { spec: &spec, cut: self.cut, zero: self.zero.as_ptr(), folded };
         let norm = match self.source {
             Source::Ready => None,
             Source::Norm(clamp) => Some(OnLoad::new(io.inputs[2], self.spec.input.c, clamp).from(inputs.start)),
         };
         let input = io.inputs[0].wrapping_add(inputs.start);
-        let seen = tiles.clone();
         // SAFETY: passed on.
         unsafe {
             let v =
-                Before::<P> { squares, tiles: seen, input, norm, v, ld: ld[0], stride: stride[0], points: PhantomData };
-            v.run::<S>();
+                Before::<Y, X> { squares, tiles, input, norm, v, ld: ld[0], stride: stride[0], points: PhantomData };
+            self.outer.isa().run(v);
             let (gradient, columns) = (io.inputs[1], outputs);
-            let z =
-                Turn::<P> { squares, tiles, columns, gradient, z, ld: ld[1], stride: stride[1], points: PhantomData };
-            z.run::<S>();
+            let z = Turn::<Y, X> {
+                squares,
+                tiles,
+                columns,
+                gradient,
+                z,
+                ld: ld[1],
+                stride: stride[1],
+                points: PhantomData,
+            };
+            self.outer.isa().run(z);
         }
     }
 
     /// The products of a strip at all positions, from these rows and columns of the tile's on.
     ///
     /// # Safety
-    /// V and Z hold so many squares, and the sums are writable.
+    /// V and Z hold these squares, and the sums are writable.
     #[inline(always)]
     unsafe fn multiply(
         &self,
         sides: &Sides,
-        squares: usize,
+        kinds: Kinds,
         from: [usize; 2],
         size: [usize; 2],
         sums: Sums,
@@ -330,11 +346,12 @@ impl<P: Turned> Gradient<P> {
         let [v, z] = [(sides.v, ld_v, v_apart), (sides.z, ld_z, z_apart)];
         let sources = if self.back.turned { [v, z] } else { [z, v] };
         for position in 0..self.form.products() {
+            let squares = kinds.having::<P>(position);
             // SAFETY: passed on.
             unsafe {
                 for (table, (at, ld, apart)) in sides.tables.into_iter().zip(sources) {
-                    for square in 0..squares {
-                        *table.add(square) = at.add(position * apart + square * ld);
+                    for (i, square) in squares.clone().enumerate() {
+                        *table.add(i) = at.add(position * apart + square * ld);
                     }
                 }
                 let [a, b] = [0, 1].map(|side| Side { pixels: sides.tables[side].cast_const(), skip: from[side] });
@@ -342,15 +359,16 @@ impl<P: Turned> Gradient<P> {
                 let next = |side: usize| match position + 1 < self.form.products() {
                     true => {
                         let (at, ld, apart) = sources[side];
-                        let at = at.wrapping_add((position + 1) * apart + from[side]);
-                        Ahead::new(at, squares, [size[side], ld])
+                        let squares = kinds.having::<P>(position + 1);
+                        let at = at.wrapping_add((position + 1) * apart + squares.start * ld + from[side]);
+                        Ahead::new(at, squares.len(), [size[side], ld])
                     }
                     false => Ahead::NONE,
                 };
                 self.outer.run(&Block {
                     a,
                     b: Right::Lies(b),
-                    pixels: squares,
+                    pixels: squares.len(),
                     c: sums.at.add(position * sums.apart),
                     ld_c: sums.ld,
                     size,
