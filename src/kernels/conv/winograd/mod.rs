@@ -18,6 +18,8 @@
 //!     for panel of output channels:  M[p] = V[p] · U[p] for every position p;  output = after(M)
 //! ```
 //!
+//! Where four does not divide the map, some squares have three outputs down or across, and a position less (`squares.rs`).
+//!
 //! Where channels are few, as those of an image, half of the last stage comes before M leaves the registers (`columns.rs`).
 //!
 //! # Accuracy
@@ -25,9 +27,9 @@
 //! Transforms add, subtract and scale, and errors grow with the entries of the matrices. `m` = 2 errs less than the
 //! direct sum does (its sums are shorter), `m` = 3 with the points 0, 1, −½, −2, ∞ a little more, `m` = 4 with the points
 //! 0, ±√½, ±√2, ∞ about twice as much: 10⁻⁶ of the root mean square of the output at 512 channels. 5×5 windows have two
-//! outputs at the same points, 4×4 have three, and lie between. Weights are transformed in f64 and rounded once. Sums run
-//! over the channels in one order wherever a square lies, so results do not depend on the number of threads, nor on the
-//! batch.
+//! outputs at the same points, 4×4 have three, and lie between. Most of the error is that of the sums over channels: in training
+//! these are cut into shorter ones ([`Gemm::exactly`]). Weights are transformed in f64 and rounded once. Sums run over the
+//! channels in one order wherever a square lies, so results do not depend on the number of threads, nor on the batch.
 
 #![allow(unsafe_code, reason = "runs transforms and microkernels on raw maps")]
 
@@ -59,6 +61,7 @@ macro_rules! with_sides {
 }
 
 mod columns;
+mod cost;
 mod filters;
 pub mod grad;
 mod points;
@@ -68,6 +71,7 @@ mod tests;
 mod transform;
 
 use self::columns::{Columns, FEW};
+pub use self::cost::{Kept, profitable};
 use self::filters::WinogradPacking;
 use self::points::{F2, F2Five, F2Strided, F3, F3Four, F4, Points, Unstrided};
 use self::squares::{Cut, Runs, Squares};
@@ -79,7 +83,7 @@ use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
 use crate::kernels::{Epilogue, Io, Kernel, Store, Weights};
 use crate::shape::Placed;
-use crate::simd::{Isa, adds_apart};
+use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -132,18 +136,6 @@ impl Form {
         convolves && (window.kernel, window.stride, window.dilation) == ([taps; 2], [stride; 2], [1; 2])
     }
 
-    /// Cycles to transform one register of channels of one square, before and after.
-    const fn transforms(self) -> [usize; 2] {
-        match self {
-            Form::F2 => [35, 30],
-            Form::F3 => [70, 55],
-            Form::F4 => [110, 90],
-            Form::F2Five => [110, 50],
-            Form::F3Four => [110, 70],
-            Form::F2Strided | Form::Unstrided => [50, 40],
-        }
-    }
-
     /// Whether squares may be short by an output.
     const fn shortens(self) -> bool {
         const fn of<P: Points>() -> bool {
@@ -152,7 +144,7 @@ impl Form {
         with_points!(self, P => of::<P>())
     }
 
-    /// Whether the squares of `cut`, of a map of `turned`, have less than eleven twelfths of the products of a convolution's
+    /// Whether the squares of `cut` have less than eleven twelfths of the products of a convolution's
     /// gradient: what is left pays for the transforms.
     fn pays(cut: Cut, spec: &ConvSpec) -> bool {
         12 * spec.output.n * cut.products() < 11 * spec.window.taps() * spec.output.pixels()
@@ -161,78 +153,6 @@ impl Form {
 
 /// Fewer channels than this leave registers empty, and the transforms cost more than they save.
 const LEAST_CHANNELS: usize = 16;
-
-/// Weights larger than this come from memory in every run,
-const LARGE_WEIGHTS: usize = 8 << 20;
-/// and must promise more than others, because they also displace those of other layers.
-const LEAST_GAIN: [f64; 2] = [1.2, 1.3];
-
-/// What decides between forms.
-#[derive(Debug, Clone, Copy)]
-struct Core {
-    /// Multiply-adds a cycle.
-    products: usize,
-    /// Bytes of weights a cycle that memory brings.
-    fetches: f64,
-    /// What transforms take of what [`Form::transforms`] says.
-    transforms: f64,
-    /// By how much F(4×4) must be faster than F(2×2) and F(3×3) if its weights are [large](LARGE_WEIGHTS).
-    gain: f64,
-}
-
-/// A core with two multipliers for 16 lanes.
-const TWO: Core = Core { products: 28, fetches: 7.0, transforms: 1.0, gain: 1.2 };
-/// A core with one, beside which it [adds](adds_apart).
-const ONE: Core = Core { products: 14, fetches: 5.0, transforms: 1.5, gain: 1.1 };
-
-/// With this many squares of F(4×4) its weights no longer decide.
-const MANY_SQUARES: usize = 128;
-
-/// Where the weights are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
-    /// Packed once.
-    Held,
-    /// Packed anew for every run, since they learn.
-    Learned,
-}
-
-/// The form that computes this convolution fastest, unless the direct sum does; by shape alone. [`Form::F3`] is for small
-/// batches, and left to weights that do not learn.
-///
-/// For small maps at batch 1 weights decide, and the form that has fewer of them, or none, is best.
-pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
-    profitable_on(if adds_apart() { ONE } else { TWO }, spec, weights)
-}
-
-fn profitable_on(core: Core, spec: &ConvSpec, weights: Kept) -> Option<Form> {
-    if !fills_registers(spec) {
-        return None;
-    }
-    let (inputs, outputs) = (spec.input.c, spec.output.c);
-    let product = |rows: usize| (rows * inputs * outputs.next_multiple_of(16) / core.products) as f64;
-    let bytes = |positions: usize| 4 * positions * inputs * outputs;
-    // What is computed hides most of what is fetched, or the other way round.
-    let together = |compute: f64, bytes: usize| {
-        let fetch = bytes as f64 / core.fetches;
-        compute.max(fetch) + 0.3 * compute.min(fetch)
-    };
-    let taps = spec.window.taps();
-    let direct = together(product(taps * spec.output.pixels()), bytes(taps));
-    let squares = |form: Form| spec.output.n * Cut::fitting(form, spec).squares();
-    let cost = |form: Form| {
-        let [before, after] = form.transforms();
-        let transforms = squares(form) * (inputs.div_ceil(16) * before + outputs.div_ceil(16) * after);
-        let products = spec.output.n * Cut::fitting(form, spec).products();
-        together(product(products) + core.transforms * transforms as f64, bytes(form.products()))
-    };
-    let large = |form: Form| bytes(form.products()) > LARGE_WEIGHTS;
-    let more = |form: Form| if form == Form::F4 && large(form) { core.gain * cost(form) } else { cost(form) };
-    let few = weights == Kept::Held && squares(Form::F4) < MANY_SQUARES;
-    let able = Form::ALL.into_iter().filter(|&form| form.applies(spec) && (few || form != Form::F3));
-    let form = able.min_by(|&a, &b| more(a).total_cmp(&more(b)))?;
-    (LEAST_GAIN[usize::from(large(form))] * cost(form) < direct).then_some(form)
-}
 
 /// Whether there are enough channels for the transforms to save anything, and something to compute. That those of images, the
 /// fewest, leave registers empty costs little: what comes out has more.

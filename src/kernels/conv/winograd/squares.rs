@@ -5,8 +5,8 @@
 //! ([`Points::Short`](super::points::Points::Short)), which saves them one position of six down or across:
 //!
 //! ```text
-//! 14 = 3 + 3 + 4 + 4 outputs: 5 + 5 + 6 + 6 positions, 484 products for the image instead of 576
-//!  7 = 3 + 4         outputs: 5 + 6         positions, 121 instead of 144
+//! 14 = 3 + 4 + 4 + 3 outputs: 5 + 6 + 6 + 5 positions, 484 products for the image instead of 576
+//!  7 = 4 + 3         outputs: 6 + 5         positions, 121 instead of 144
 //! ```
 //!
 //! The products of a position are those of the squares that have it. So that these lie behind each other, a block takes its
@@ -24,7 +24,7 @@ use std::ops::Range;
 pub(super) struct Cut {
     /// Squares down and across.
     count: [usize; 2],
-    /// How many of these, the first ones, are short by an output.
+    /// How many of these are short by an output: half of them the first ones, the others the last.
     short: [usize; 2],
     /// Outputs and positions along a side of a square that is not.
     outputs: usize,

@@ -1,3 +1,4 @@
+use super::cost::{ONE, TWO, profitable_on};
 use super::points::F4Short;
 use super::*;
 use crate::kernels::conv::testing::{SENTINEL, noise, position, to_map};
@@ -166,6 +167,39 @@ fn the_transforms_are_a_convolution_in_one_dimension() {
     check::<F2Five>();
     check::<F3Four>();
     check::<F2Strided>();
+}
+
+#[test]
+fn squares_cover_every_output_once_and_those_of_a_block_are_ordered_by_the_positions_they_have() {
+    let products = |size: usize| {
+        let case = spec(Case { size: [size, size], ..BASE });
+        Cut::fitting(Form::F4, &case).products()
+    };
+    assert_eq!([14, 13, 7, 8].map(products), [22 * 22, 21 * 21, 11 * 11, 12 * 12]);
+    for (h, w) in (1..=17).flat_map(|h| (1..=17).map(move |w| (h, w))) {
+        let case = spec(Case { size: [h, w], batch: 2, ..BASE });
+        let cut = Cut::fitting(Form::F4, &case);
+        let mut seen = vec![0; 2 * h * w];
+        let mut order = vec![0; 2 * cut.squares()];
+        let kinds = cut.arrange(0..order.len(), &mut order);
+        for (i, &square) in order.iter().enumerate() {
+            let squares::Origin { image, at, short } = cut.origin(square as usize);
+            for position in 0..Form::F4.products() {
+                let lacks = (short[0] && position / 6 == 0) || (short[1] && position % 6 == 0);
+                assert_eq!(
+                    kinds.having::<points::F4>(position).contains(&i),
+                    !lacks,
+                    "{h}×{w}: {position} of {square}"
+                );
+            }
+            let [down, across] = short.map(|short| 4 - usize::from(short));
+            for (y, x) in (at[0]..h.min(at[0] + down)).flat_map(|y| (at[1]..w.min(at[1] + across)).map(move |x| (y, x)))
+            {
+                seen[(image * h + y) * w + x] += 1;
+            }
+        }
+        assert!(seen.iter().all(|&times| times == 1), "{h}×{w}");
+    }
 }
 
 #[test]
