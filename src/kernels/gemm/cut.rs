@@ -52,7 +52,7 @@ pub(super) const EACH_BYTES: usize = 32 << 10;
 
 /// Products that are summed one after the other where that is to be exact, up to twice as many: rounding errors grow with the
 /// square root of the length.
-const SUMMED: usize = 64;
+const SUMMED: usize = 128;
 
 /// Cuts the sum over k into parts that are summed by themselves.
 pub(super) fn cut_exactly(k: usize) -> Vec<Range<usize>> {

@@ -178,6 +178,10 @@ impl Form for StrassenProduct {
     fn hold(&mut self, packed: AlignedBuf) {
         self.weights = Packed::Held(packed);
     }
+
+    fn exactly(&mut self) {
+        self.gemm = self.gemm.clone().exactly();
+    }
 }
 
 /// Bytes of V that stay in the second cache beside M and the weights in use.

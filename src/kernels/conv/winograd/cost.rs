@@ -59,7 +59,8 @@ pub enum Kept {
 ///
 /// For small maps at batch 1 weights decide, and the form that has fewer of them, or none, is best.
 pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
-    profitable_on(if adds_apart() { ONE } else { TWO }, spec, weights)
+    // What packing costs at every step is not counted, and forms with fewer weights are as good there with few images.
+    profitable_on(if adds_apart() && weights == Kept::Held { ONE } else { TWO }, spec, weights)
 }
 
 pub(super) fn profitable_on(core: Core, spec: &ConvSpec, weights: Kept) -> Option<Form> {
