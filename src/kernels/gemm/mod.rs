@@ -175,7 +175,7 @@ impl Gemm {
     }
 
     /// The same, but its pieces are summed by themselves before they are added up, and those of [`run_each`](Self::run_each) are
-    /// shorter: half the error at k = 256.
+    /// shorter.
     pub fn exactly(self) -> Self {
         Gemm { each: cut_exactly(self.extent.k), exact: true, ..self }
     }

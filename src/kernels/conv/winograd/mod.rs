@@ -50,12 +50,12 @@ macro_rules! with_points {
 
 /// Calls a function with the transforms down and across squares of a form, which may be short, for its last two types.
 macro_rules! with_sides {
-    ($short:expr, $P:ident, $self:ident.$f:ident [$($S:ident)?] $args:tt) => {
+    ($short:expr, $P:ident, $self:ident.$f:ident $args:tt) => {
         match $short {
-            [true, true] if $P::SHORTENS => $self.$f::<$($S,)? $P::Short, $P::Short> $args,
-            [true, false] if $P::SHORTENS => $self.$f::<$($S,)? $P::Short, $P> $args,
-            [false, true] if $P::SHORTENS => $self.$f::<$($S,)? $P, $P::Short> $args,
-            _ => $self.$f::<$($S,)? $P, $P> $args,
+            [true, true] if $P::SHORTENS => $self.$f::<$P::Short, $P::Short> $args,
+            [true, false] if $P::SHORTENS => $self.$f::<$P::Short, $P> $args,
+            [false, true] if $P::SHORTENS => $self.$f::<$P, $P::Short> $args,
+            _ => $self.$f::<$P, $P> $args,
         }
     };
 }
@@ -317,7 +317,7 @@ impl Winograd {
             }
             for (part, short) in kinds.parts().into_iter().filter(|(part, _)| !part.is_empty()) {
                 let v = v.add(part.start * self.ld_v);
-                with_sides!(short, P, self.before [] (&order[part], io, v));
+                with_sides!(short, P, self.before(&order[part], io, v));
             }
             for panel in panels {
                 let columns = self.gemm.columns(panel);
@@ -332,7 +332,7 @@ impl Winograd {
                 }
                 for (part, short) in kinds.parts().into_iter().filter(|(part, _)| !part.is_empty()) {
                     let m = m.add(part.start * self.ld_m).cast_const();
-                    with_sides!(short, P, self.after [] (&order[part], columns.clone(), io, m, waste));
+                    with_sides!(short, P, self.after(&order[part], columns.clone(), io, m, waste));
                 }
             }
         }

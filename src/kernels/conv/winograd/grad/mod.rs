@@ -234,7 +234,7 @@ impl<P: Turned> Tiled for Gradient<P> {
                 for (part, short) in kinds.parts().into_iter().filter(|(part, _)| !part.is_empty()) {
                     let (v, z) = (v.add(part.start * self.ld[0]), z.add(part.start * self.ld[1]));
                     let channels = [outputs.clone(), inputs.clone()];
-                    with_sides!(short, P, self.transform [] (channels, &order[part], io, [v, z]));
+                    with_sides!(short, P, self.transform(channels, &order[part], io, [v, z]));
                 }
             }
             let store = if block == 0 { Store::Set } else { Store::Add };
