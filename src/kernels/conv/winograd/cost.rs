@@ -59,7 +59,7 @@ pub enum Kept {
 ///
 /// For small maps at batch 1 weights decide, and the form that has fewer of them, or none, is best.
 pub fn profitable(spec: &ConvSpec, weights: Kept) -> Option<Form> {
-    // What packing costs at every step is not counted, and forms with fewer weights are as good there with few images.
+    // The numbers of `ONE` are those of inference: what packing costs at every step is in neither.
     profitable_on(if adds_apart() && weights == Kept::Held { ONE } else { TWO }, spec, weights)
 }
 
