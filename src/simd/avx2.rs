@@ -36,6 +36,7 @@ static LANE_MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0
 impl Simd for Avx2 {
     type V = __m256;
     type M = __m256i;
+    type D = __m256d;
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     const ISA: Isa = Isa::Avx2;
@@ -172,6 +173,28 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn permute(v: __m256, lanes: __m256) -> __m256 {
         unsafe { _mm256_permutevar8x32_ps(v, _mm256_castps_si256(lanes)) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose((from, ld): (*const f32, usize), (to, ld_to): (*mut f32, usize)) {
+        unsafe {
+            // Squares of four in either half of a register: `fours[4g + j]` holds columns j and 4 + j of rows 4g on.
+            let mut fours = [_mm256_setzero_ps(); 8];
+            for g in 0..2 {
+                let row = |i: usize| _mm256_loadu_ps(from.add((4 * g + i) * ld));
+                let (a, b) = (_mm256_unpacklo_ps(row(0), row(1)), _mm256_unpackhi_ps(row(0), row(1)));
+                let (c, d) = (_mm256_unpacklo_ps(row(2), row(3)), _mm256_unpackhi_ps(row(2), row(3)));
+                fours[4 * g] = _mm256_shuffle_ps::<0x44>(a, c);
+                fours[4 * g + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                fours[4 * g + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                fours[4 * g + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+            }
+            for j in 0..4 {
+                let (low, high) = (fours[j], fours[4 + j]);
+                _mm256_storeu_ps(to.add(j * ld_to), _mm256_permute2f128_ps::<0x20>(low, high));
+                _mm256_storeu_ps(to.add((4 + j) * ld_to), _mm256_permute2f128_ps::<0x31>(low, high));
+            }
+        }
     }
 
     #[inline(always)]

@@ -45,6 +45,7 @@ pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
 impl Simd for Avx512 {
     type V = __m512;
     type M = __mmask16;
+    type D = __m512d;
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     const ISA: Isa = Isa::Avx512;
@@ -204,6 +205,43 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn permute(v: __m512, lanes: __m512) -> __m512 {
         unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(lanes), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose((from, ld): (*const f32, usize), (to, ld_to): (*mut f32, usize)) {
+        unsafe {
+            // Squares of four in every quarter of a register: `fours[4g + j]` holds columns j, 4 + j, 8 + j, 12 + j of rows 4g on.
+            let mut fours = [_mm512_setzero_ps(); 16];
+            for g in 0..4 {
+                let row = |i: usize| _mm512_loadu_ps(from.add((4 * g + i) * ld));
+                let (a, b) = (_mm512_unpacklo_ps(row(0), row(1)), _mm512_unpackhi_ps(row(0), row(1)));
+                let (c, d) = (_mm512_unpacklo_ps(row(2), row(3)), _mm512_unpackhi_ps(row(2), row(3)));
+                let [a, b, c, d] = [a, b, c, d].map(|v| _mm512_castps_pd(v));
+                let columns = [
+                    _mm512_unpacklo_pd(a, c),
+                    _mm512_unpackhi_pd(a, c),
+                    _mm512_unpacklo_pd(b, d),
+                    _mm512_unpackhi_pd(b, d),
+                ];
+                for j in 0..4 {
+                    fours[4 * g + j] = _mm512_castpd_ps(columns[j]);
+                }
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+                let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even_far, odd_far) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                let columns = [
+                    _mm512_shuffle_f32x4::<0x88>(even, even_far),
+                    _mm512_shuffle_f32x4::<0x88>(odd, odd_far),
+                    _mm512_shuffle_f32x4::<0xdd>(even, even_far),
+                    _mm512_shuffle_f32x4::<0xdd>(odd, odd_far),
+                ];
+                for (l, column) in columns.into_iter().enumerate() {
+                    _mm512_storeu_ps(to.add((4 * l + j) * ld_to), column);
+                }
+            }
+        }
     }
 
     #[inline(always)]

@@ -59,6 +59,7 @@ mod avx512;
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) mod codegen;
 mod cpu;
+mod doubles;
 mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -69,6 +70,7 @@ mod simd128;
 pub mod tiles;
 
 pub use cpu::{adds_apart, cpu_name, first_cache};
+pub use doubles::Doubles;
 pub use math::{activation_gradient, apply_activation, exp, has_output_gradient, output_gradient, sigmoid, silu};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
@@ -90,6 +92,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// A choice of leading lanes.
     type M: Copy;
+    /// A register of half as many doubles.
+    type D: Doubles;
     /// Floats in a register.
     const LANES: usize;
     /// Registers of this kind.
@@ -159,6 +163,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn scale_by_power(v: Self::V, n: Self::V) -> Self::V;
     /// Lane `i` of the result is lane `lanes[i]` of `v`: the lower bits of `lanes[i]`, read as an integer, count.
     unsafe fn permute(v: Self::V, lanes: Self::V) -> Self::V;
+    /// Transposes a square of as many rows as lanes: float `j` of row `i`, which begins at `from + i · ld`, goes to float `i`
+    /// of row `j` of the other square, which lies likewise.
+    #[inline(always)]
+    unsafe fn transpose((from, ld): (*const f32, usize), (to, ld_to): (*mut f32, usize)) {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                // SAFETY: the caller's squares.
+                unsafe { *to.add(j * ld_to + i) = *from.add(i * ld + j) };
+            }
+        }
+    }
     /// The sum of all lanes, in one fixed order.
     unsafe fn hsum(v: Self::V) -> f32;
     /// The greatest of all lanes; NaN if any is.

@@ -33,6 +33,7 @@ pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
 impl Simd for Neon {
     type V = float32x4_t;
     type M = usize;
+    type D = float64x2_t;
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
     const ISA: Isa = Isa::Neon;

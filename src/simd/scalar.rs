@@ -31,6 +31,7 @@ pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
 impl Simd for Scalar {
     type V = [f32; 4];
     type M = usize;
+    type D = [f64; 2];
     const LANES: usize = 4;
     const REGISTERS: usize = 16;
     const ISA: Isa = Isa::Scalar;

@@ -36,6 +36,7 @@ pub(super) unsafe fn routine<R: Routine>(args: &R::Args) {
 impl Simd for Simd128 {
     type V = v128;
     type M = usize;
+    type D = [f64; 2];
     const LANES: usize = 4;
     const REGISTERS: usize = 16;
     const ISA: Isa = Isa::Simd128;

@@ -59,6 +59,57 @@ fn permutations_read_the_lanes_they_name() {
 }
 
 #[derive(Clone, Copy)]
+struct Squares;
+impl Task for Squares {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        const LD: [usize; 2] = [19, 17];
+        let from: [f32; 16 * LD[0]] = std::array::from_fn(|i| i as f32);
+        let mut to = [-1.0f32; 16 * LD[1]];
+        // SAFETY: both have room for sixteen rows of sixteen.
+        unsafe { S::transpose((from.as_ptr(), LD[0]), (to.as_mut_ptr(), LD[1])) };
+        for (at, &v) in to.iter().enumerate() {
+            let (j, i) = (at / LD[1], at % LD[1]);
+            let inside = i < S::LANES && j < S::LANES;
+            assert_eq!(v, if inside { from[i * LD[0] + j] } else { -1.0 }, "{} {i} {j}", S::ISA.name());
+        }
+    }
+}
+
+#[test]
+fn squares_are_transposed_and_nothing_beside_them_is_written() {
+    on_every_isa(Squares);
+}
+
+#[derive(Clone, Copy)]
+struct Wide;
+impl Task for Wide {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        assert_eq!(2 * S::D::LANES, S::LANES, "{}", S::ISA.name());
+        let from: [f32; 8] = std::array::from_fn(|i| 1.0 + i as f32 * f32::EPSILON);
+        let mut to = [-1.0f32; 9];
+        // SAFETY: both have room for eight lanes.
+        unsafe {
+            let (x, third) = (S::D::widen(from.as_ptr()), S::D::splat(1.0 / 3.0));
+            // Less than half of the last place of an `f32` survives until the end.
+            x.mul(third).add(S::D::splat(1e-12)).sub(third).narrow(to.as_mut_ptr());
+        }
+        for (i, &v) in to.iter().enumerate() {
+            let exact = |x: f32| (f64::from(x) * (1.0 / 3.0) + 1e-12 - 1.0 / 3.0) as f32;
+            assert_eq!(v, if i < S::D::LANES { exact(from[i]) } else { -1.0 }, "{} lane {i}", S::ISA.name());
+        }
+    }
+}
+
+#[test]
+fn doubles_are_rounded_to_floats_once() {
+    on_every_isa(Wide);
+}
+
+#[derive(Clone, Copy)]
 struct Arithmetic;
 impl Task for Arithmetic {
     type Output = ();

@@ -4,9 +4,10 @@
 
 use super::ConvSpec;
 use crate::kernels::gemm::{Extent, Gemm};
-use crate::kernels::weights::{transpose, whole};
+use crate::kernels::weights::{WIDEST, put_row, side_by_side, streams, whole};
 use crate::kernels::{Io, Kernel, WEIGHTS, Weights};
 use crate::shape::Window;
+use crate::simd::{Simd, Task};
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
 
@@ -240,9 +241,6 @@ pub(super) struct GemmPacking {
     taps: Vec<usize>,
 }
 
-/// Output channels that are packed together: one cache line of every row of a panel.
-const ROWS: usize = 16;
-
 impl GemmPacking {
     /// For products over all taps.
     pub(super) fn boxed(gemm: &Gemm, spec: &ConvSpec, direction: Direction) -> Box<dyn Packing> {
@@ -258,29 +256,19 @@ impl GemmPacking {
         GemmPacking { gemm: gemm.clone(), groups: spec.groups, order, taps }
     }
 
-    /// The way forward: rows of the weights are columns of the panel.
-    fn rows(&self, weight: &dyn Weights, first: usize, columns: Range<usize>, (width, panel): (usize, &mut [f32])) {
-        let (channels, taps) = (self.order.inputs, self.order.taps);
-        let depth = channels * taps;
-        for start in columns.clone().step_by(ROWS) {
-            let rows = first + start..first + columns.end.min(start + ROWS);
-            weight.with(rows.start * depth..rows.end * depth, &mut |values| {
-                transpose(values, [channels, taps], start - columns.start, (width, &mut *panel));
-            });
-        }
-        panel.chunks_exact_mut(width).for_each(|row| row[columns.len()..].fill(0.0));
-    }
-
     /// The way back: rows of the panel lie in rows of the weights, one float of every tap.
     fn columns(&self, weight: &[f32], columns: Range<usize>, (width, panel): (usize, &mut [f32])) {
+        let (count, apart) = (columns.len(), self.order.input);
+        if self.order.output == 1 {
+            let copy = Copied { from: &weight[columns.start..], apart, count, width, rows: panel };
+            // SAFETY: the task has no condition of its own.
+            return unsafe { self.gemm.isa().run(copy) };
+        }
         let rows = self.taps.iter().flat_map(|&tap| (0..self.order.inputs).map(move |k| (tap, k)));
         for (row, (tap, k)) in panel.chunks_exact_mut(width).zip(rows) {
-            let from = &weight[k * self.order.input + columns.start * self.order.output + tap..];
-            match self.order.output {
-                1 => row[..columns.len()].copy_from_slice(&from[..columns.len()]),
-                stride => row.iter_mut().zip(from.iter().step_by(stride)).for_each(|(to, &from)| *to = from),
-            }
-            row[columns.len()..].fill(0.0);
+            let from = &weight[k * apart + columns.start * self.order.output + tap..];
+            row.iter_mut().zip(from.iter().step_by(self.order.output)).for_each(|(to, &from)| *to = from);
+            row[count..].fill(0.0);
         }
     }
 }
@@ -310,7 +298,14 @@ impl Packing for GemmPacking {
         let rows = &mut values[..taps * k * width];
         match self.order.direction {
             Direction::Forward => {
-                self.rows(weight, group * self.order.outputs, columns.clone(), (width, rows));
+                let (first, depth) = (group * self.order.outputs, taps * k);
+                let of = (first + columns.start) * depth..(first + columns.end) * depth;
+                let order = [self.order.inputs, self.order.taps];
+                weight.with(of, &mut |values| {
+                    let turn = Turn { values, order, count: columns.len(), width, rows: &mut *rows };
+                    // SAFETY: the task has no condition of its own.
+                    unsafe { self.gemm.isa().run(turn) };
+                });
             }
             Direction::Backward => whole(weight, |weight| {
                 self.columns(&weight[group * self.order.group()..], columns.clone(), (width, rows));
@@ -318,6 +313,84 @@ impl Packing for GemmPacking {
         }
         self.gemm.seal(panel, values);
         fill_bias(bias.map(|bias| &bias[group * self.gemm.extent().n..]), columns, biases);
+    }
+}
+
+/// Packs the way forward: rows of the weights, `[channels, taps]`, are columns of a panel, whose rows are in the order of taps, then
+/// channels.
+struct Turn<'a> {
+    values: &'a [f32],
+    /// Channels and taps.
+    order: [usize; 2],
+    /// Columns.
+    count: usize,
+    width: usize,
+    rows: &'a mut [f32],
+}
+
+/// Packs the way back of a window of one: the rows of a panel are parts of rows of the weights.
+struct Copied<'a> {
+    from: &'a [f32],
+    /// Floats from row to row.
+    apart: usize,
+    /// Columns.
+    count: usize,
+    width: usize,
+    rows: &'a mut [f32],
+}
+
+/// Rows ahead that are fetched: they lie on other pages.
+const FETCHED: usize = 16;
+
+impl Task for Copied<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Copied { from, apart, count, width, rows } = self;
+        let (mut partial, past) = ([0.0; WIDEST], streams::<S>(rows));
+        for (k, row) in rows.chunks_exact_mut(width).enumerate() {
+            let from = &from[k * apart..][..count];
+            for line in (0..count).step_by(S::LANES) {
+                // SAFETY: it may be any address.
+                unsafe { S::prefetch(from.as_ptr().wrapping_add(FETCHED * apart + line)) };
+            }
+            let whole = count == width;
+            if !whole {
+                partial[..count].copy_from_slice(from);
+            }
+            // SAFETY: rows of a panel are whole registers.
+            unsafe { put_row::<S>(row, if whole { from } else { &partial[..width] }, past) };
+        }
+        // SAFETY: it has no condition.
+        unsafe { S::streamed() };
+    }
+}
+
+/// Weights of each output channel that are brought side by side at once.
+const TURNED: usize = 64;
+
+impl Task for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Turn { values, order: [channels, taps], count, width, rows } = self;
+        let depth = channels * taps;
+        let (mut turned, past) = ([[0.0; WIDEST]; TURNED], streams::<S>(rows));
+        for start in (0..depth).step_by(TURNED) {
+            let len = TURNED.min(depth - start);
+            // SAFETY: the caller vouches for the instruction set; rows of a panel are whole registers.
+            unsafe {
+                side_by_side::<S>(&values[start..], [depth, TURNED], [count, len], &mut turned);
+                for (i, from) in turned[..len].iter().enumerate() {
+                    let (channel, tap) = ((start + i) / taps, (start + i) % taps);
+                    put_row::<S>(&mut rows[(tap * channels + channel) * width..], &from[..width], past);
+                }
+            }
+        }
+        // SAFETY: it has no condition.
+        unsafe { S::streamed() };
     }
 }
 

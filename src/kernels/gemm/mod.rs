@@ -27,6 +27,7 @@ mod sweep;
 mod tests;
 
 use super::Soon;
+use super::weights::WIDEST;
 use crate::activation::Activation;
 use crate::simd::{self, Isa};
 use cut::{cut_each, cut_exactly, cut_panels, cut_pieces};
@@ -92,7 +93,7 @@ pub struct Each {
 }
 
 /// Floats of the widest panel.
-const ZEROS: usize = 64;
+const ZEROS: usize = WIDEST;
 
 /// Neighbouring output channels that are computed together.
 #[derive(Debug, Clone, Copy)]

@@ -1,16 +1,20 @@
 //! The right sides of the products: sums of weights.
 
+#![allow(unsafe_code, reason = "adds and streams registers, and packs into raw memory")]
+
 use crate::kernels::Weights;
 use crate::kernels::conv::weights::Packing;
 use crate::kernels::gemm::{Extent, Gemm};
+use crate::kernels::weights::{WIDEST, put, side_by_side, streams};
+use crate::simd::{Simd, Task};
 
 /// Packs the sums of weights, a panel at a time.
 pub(super) struct StrassenPacking {
     pub(super) gemm: Gemm,
 }
 
-/// Output channels of either half, and input channels, that are packed together.
-pub(super) const ROWS: usize = 16;
+/// Input channels that are packed together.
+const ROWS: usize = 16;
 
 impl Packing for StrassenPacking {
     fn len(&self) -> usize {
@@ -26,52 +30,62 @@ impl Packing for StrassenPacking {
         // SAFETY: the panel's weights lie here; pieces do not overlap.
         let values = unsafe { std::slice::from_raw_parts_mut(packed.add(range.start), range.len()) };
         let Extent { k: half, n, .. } = self.gemm.extent();
-        let rows = |start: usize, end: usize| start * 2 * half..end * 2 * half;
-        for start in columns.clone().step_by(ROWS) {
-            let end = columns.end.min(start + ROWS);
-            weight.with(rows(start, end), &mut |first| {
-                weight.with(rows(n + start, n + end), &mut |second| {
-                    self.pack([first, second], start - columns.start, (width, &mut *values));
-                });
+        let rows = |first: usize| (first + columns.start) * 2 * half..(first + columns.end) * 2 * half;
+        weight.with(rows(0), &mut |first| {
+            weight.with(rows(n), &mut |second| {
+                let sums = Sums { halves: [first, second], half, count: columns.len(), width, values: &mut *values };
+                // SAFETY: the task has no condition of its own.
+                unsafe { self.gemm.isa().run(sums) };
             });
-        }
+        });
     }
 }
 
-impl StrassenPacking {
-    /// Writes the seven sums of weights of up to 16 columns of a panel from `column` on: those of product `p` and channel `k` to
-    /// row `p · half + k`. `halves` are the weights of the output channels in either half. Lanes behind the last column keep what
-    /// they hold: they are the upper half of a register of which the lower is multiplied.
-    fn pack(&self, halves: [&[f32]; 2], column: usize, (width, values): (usize, &mut [f32])) {
-        let half = self.gemm.extent().k;
-        let columns = (halves[0].len() / (2 * half)).min(ROWS);
-        // The last of a half that is not a multiple overlaps the one before.
-        for block in (0..half).step_by(ROWS).map(|block| block.min(half - ROWS)) {
-            // Numbered as in the product: input half, then output half.
-            let [w11, w12] = halves.map(|weights| self.square(weights, block));
-            let [w21, w22] = halves.map(|weights| self.square(weights, half + block));
-            for i in 0..ROWS {
-                let [a, b, c, d] = [&w11[i], &w12[i], &w21[i], &w22[i]];
-                let mut put = |product: usize, sum: [f32; ROWS]| {
-                    values[(product * half + block + i) * width + column..][..columns].copy_from_slice(&sum[..columns]);
-                };
-                put(0, std::array::from_fn(|n| a[n] + d[n]));
-                put(1, *a);
-                put(2, std::array::from_fn(|n| b[n] - d[n]));
-                put(3, std::array::from_fn(|n| c[n] - a[n]));
-                put(4, *d);
-                put(5, std::array::from_fn(|n| a[n] + b[n]));
-                put(6, std::array::from_fn(|n| c[n] + d[n]));
+/// Makes the seven sums of weights of a panel: those of product `p` and channel `k` go to row `p · half + k`. Lanes behind the
+/// last column are zero.
+struct Sums<'a> {
+    /// The weights of the output channels in either half.
+    halves: [&'a [f32]; 2],
+    /// Half of the input channels.
+    half: usize,
+    /// Columns.
+    count: usize,
+    width: usize,
+    values: &'a mut [f32],
+}
+
+impl Task for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Sums { halves, half, count, width, values } = self;
+        let values = &mut values[..7 * half * width];
+        let past = streams::<S>(values);
+        // Numbered as in the product: input half, then output half.
+        let mut quarters = [[[0.0; WIDEST]; ROWS]; 4];
+        for block in (0..half).step_by(ROWS) {
+            let len = ROWS.min(half - block);
+            for (quarter, to) in quarters.iter_mut().enumerate() {
+                let from = &halves[quarter % 2][quarter / 2 * half + block..];
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { side_by_side::<S>(from, [2 * half, ROWS], [count, len], to) };
+            }
+            for k in 0..len {
+                for column in (0..width).step_by(S::LANES) {
+                    // SAFETY: there are `7 · half` rows of whole registers.
+                    unsafe {
+                        let [a, b, c, d] = [0, 1, 2, 3].map(|i| S::load(quarters[i][k].as_ptr().add(column)));
+                        let sums = [S::add(a, d), a, S::sub(b, d), S::sub(c, a), d, S::add(a, b), S::add(c, d)];
+                        for (product, sum) in sums.into_iter().enumerate() {
+                            let row = product * half + block + k;
+                            put::<S>(values.as_mut_ptr().add(row * width + column), sum, past);
+                        }
+                    }
+                }
             }
         }
-    }
-
-    /// The weights of up to 16 output channels and of 16 input channels from `channel` on, the former side by side.
-    fn square(&self, weights: &[f32], channel: usize) -> [[f32; ROWS]; ROWS] {
-        let mut rows = [[0.0; ROWS]; ROWS];
-        for (row, weights) in rows.iter_mut().zip(weights.chunks_exact(2 * self.gemm.extent().k)) {
-            row.copy_from_slice(&weights[channel..][..ROWS]);
-        }
-        std::array::from_fn(|k| std::array::from_fn(|n| rows[n][k]))
+        // SAFETY: it has no condition.
+        unsafe { S::streamed() };
     }
 }

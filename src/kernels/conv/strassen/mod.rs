@@ -33,7 +33,7 @@ mod filters;
 mod tests;
 mod transform;
 
-use self::filters::{ROWS, StrassenPacking};
+use self::filters::StrassenPacking;
 use self::transform::{Change, Join, Sums};
 use super::ConvSpec;
 use super::grid::Grid;
@@ -72,7 +72,7 @@ pub(super) fn applicable(spec: &ConvSpec) -> bool {
     spec.groups == 1
         && spec.window.kernel == [1, 1]
         && spec.placed.before == [0, 0]
-        && spec.input.c >= 2 * ROWS
+        && spec.input.c >= 2 * CHANNELS
         && [spec.input.c, spec.output.c].iter().all(|c| c.is_multiple_of(CHANNELS))
 }
 

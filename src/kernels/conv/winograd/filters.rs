@@ -7,144 +7,175 @@ use super::points::{F2, F2Five, F2Strided, F3, F3Four, F4, MOST_IN, MOST_TAPS, P
 use crate::kernels::Weights;
 use crate::kernels::conv::weights::{Direction, Order, Packing, fill_bias};
 use crate::kernels::gemm::Gemm;
-use crate::kernels::weights::whole;
-use crate::simd::{Simd, Task};
+use crate::kernels::weights::{WIDEST, put_row, side_by_side, streams, whole};
+use crate::simd::{Doubles, Simd, Task};
 use std::marker::PhantomData;
+use std::ops::Range;
 
-/// Filters that are transformed side by side.
-pub(super) const SIDE: usize = 16;
-
-/// `G·g` in f64: what comes out of one line of a square.
-type Line<const N: usize> = [[f64; SIDE]; N];
-
-/// `sum += factor · values`, side by side. Factors are constants, and most are zero in half of the taps.
+/// `sum + factor · values`. Factors are constants, and most are zero in half of the taps.
 #[inline(always)]
-fn add(sum: &mut [f64; SIDE], factor: f64, values: &[f64; SIDE]) {
-    if factor != 0.0 {
-        for n in 0..SIDE {
-            sum[n] += factor * values[n];
+unsafe fn add<D: Doubles>(sum: Option<D>, factor: f64, values: D) -> Option<D> {
+    // SAFETY: passed on.
+    unsafe {
+        if factor == 0.0 {
+            return sum;
         }
+        let term = if factor == 1.0 { values } else { values.mul(D::splat(factor)) };
+        Some(sum.map_or(term, |sum| sum.add(term)))
     }
 }
 
 /// `G·g` for one line of taps. What two rows of a pair have in common is computed once.
 #[inline(always)]
-fn spread<P: Points>(g: &Line<MOST_TAPS>) -> Line<MOST_IN> {
-    let mut line = [[0.0; SIDE]; MOST_IN];
-    for i in 0..P::IN {
-        if i == 0 || i > 2 * P::PAIRS {
-            for y in 0..P::TAPS {
-                add(&mut line[i], P::G[i][y], &g[y]);
-            }
-        } else if i % 2 == 1 {
-            let [mut even, mut odd] = [[0.0; SIDE]; 2];
-            for y in 0..P::TAPS {
-                add(if y % 2 == 0 { &mut even } else { &mut odd }, P::G[i][y], &g[y]);
-            }
-            for n in 0..SIDE {
-                (line[i][n], line[i + 1][n]) = (even[n] + odd[n], even[n] - odd[n]);
+unsafe fn spread<P: Points, D: Doubles>(g: &[D; MOST_TAPS]) -> [D; MOST_IN] {
+    // SAFETY: passed on.
+    unsafe {
+        let zero = D::splat(0.0);
+        let mut line = [zero; MOST_IN];
+        for i in 0..P::IN {
+            if i == 0 || i > 2 * P::PAIRS {
+                let mut sum = None;
+                for y in 0..P::TAPS {
+                    sum = add(sum, P::G[i][y], g[y]);
+                }
+                line[i] = sum.unwrap_or(zero);
+            } else if i % 2 == 1 {
+                let [mut even, mut odd] = [None; 2];
+                for y in 0..P::TAPS {
+                    let sum = if y % 2 == 0 { &mut even } else { &mut odd };
+                    *sum = add(*sum, P::G[i][y], g[y]);
+                }
+                let [even, odd] = [even, odd].map(|sum| sum.unwrap_or(zero));
+                (line[i], line[i + 1]) = (even.add(odd), even.sub(odd));
             }
         }
+        line
     }
-    line
 }
 
-/// `G·g·Gᵀ` of up to 16 output channels in f64, rounded once: position `p` of input channel `k` and the `i`-th of the
-/// output channels goes to `values[(p · channels + k) · width + first + i]`.
+/// Input channels whose filters are brought side by side at once.
+const BLOCK: usize = 4;
+/// Rows of taps of so many, and of what is read beyond them.
+const ROOM: usize = BLOCK * MOST_TAPS * MOST_TAPS + 16;
+/// What the filters of a panel's output channels are transformed to, side by side.
+type Sums = [[f32; WIDEST]; MOST_IN * MOST_IN];
+
+/// `G·g·Gᵀ` of the output channels of a panel in f64, rounded once: position `p` of input channel `k` and the `i`-th of the
+/// output channels goes to `values[(p · channels + k) · width + i]`.
 pub(super) struct Spread<'a, P> {
     /// The taps, those of the first output channel first.
     taps: &'a [f32],
     order: Order,
     channels: usize,
-    first: usize,
     count: usize,
     width: usize,
     values: &'a mut [f32],
     points: PhantomData<P>,
 }
 
-impl<'a, P> Spread<'a, P> {
-    /// The filters of `count` output channels, columns `first` and on of a panel of `width`.
-    pub(super) fn new(
-        taps: &'a [f32],
-        order: Order,
-        [channels, first, count, width]: [usize; 4],
-        values: &'a mut [f32],
-    ) -> Self {
-        Spread { taps, order, channels, first, count, width, values, points: PhantomData }
-    }
-}
-
-/// A panel of more floats is written past the caches: its positions lie so far apart that all fall into the same few sets.
-const STREAMED: usize = 1 << 15;
-
 impl<P: Points> Task for Spread<'_, P> {
     type Output = ();
 
-    // Plain loops over fixed lengths: the compiler makes vectors of whatever the instruction set has.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Spread { taps, order, channels, first, count, width, values, .. } = self;
-        let window = P::TAPS * P::TAPS;
-        let streamed = values.len() >= STREAMED && count == SIDE;
-        // Columns of taps, and rows of G·g.
-        let mut g = [[[0.0; SIDE]; MOST_TAPS]; MOST_TAPS];
-        let mut rows = [[[0.0; SIDE]; MOST_TAPS]; MOST_IN];
-        for k in 0..channels {
-            for n in 0..count {
-                let of_output = &taps[n * order.output..];
-                match &order.folded {
-                    None => {
-                        let from = &of_output[k * order.input..][..window];
-                        for tap in 0..window {
-                            g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(from[order.tap(tap)]);
-                        }
-                    }
-                    Some(folded) => {
-                        for tap in 0..window {
-                            let value = folded.at(k, tap).map_or(0.0, |at| of_output[at]);
-                            g[tap % P::TAPS][tap / P::TAPS][n] = f64::from(value);
+        let Spread { channels, count, width, .. } = self;
+        let past = streams::<S>(self.values);
+        let (mut taps, mut sums) = ([[0.0; WIDEST]; ROOM], [[[0.0; WIDEST]; MOST_IN * MOST_IN]; 2]);
+        let (positions, parts) = (P::IN * P::IN, count.div_ceil(S::D::LANES));
+        // What the channel before gave is written a part at a time, in between: memory takes as long as the arithmetic.
+        for k in 0..=channels {
+            if k < channels && k % BLOCK == 0 {
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { self.gather::<S>(k..channels.min(k + BLOCK), &mut taps) };
+            }
+            for part in 0..parts {
+                if k < channels {
+                    let (taps, sums) = (&taps[k % BLOCK * P::TAPS * P::TAPS..], &mut sums[k % 2]);
+                    // SAFETY: the rows hold whole registers.
+                    unsafe {
+                        match self.order.direction {
+                            Direction::Forward => square::<P, S::D, false>(taps, part * S::D::LANES, sums),
+                            Direction::Backward => square::<P, S::D, true>(taps, part * S::D::LANES, sums),
                         }
                     }
                 }
-            }
-            for x in 0..P::TAPS {
-                let column = spread::<P>(&g[x]);
-                (0..P::IN).for_each(|i| rows[i][x] = column[i]);
-            }
-            for i in 0..P::IN {
-                let row = spread::<P>(&rows[i]);
-                for j in 0..P::IN {
-                    let to = &mut values[((i * P::IN + j) * channels + k) * width + first..][..count];
-                    let sums = row[j].map(|sum| sum as f32);
-                    if streamed {
-                        // SAFETY: there are `SIDE` floats here, and packed columns start on a whole register's boundary.
-                        unsafe { stream::<S>(&sums, to.as_mut_ptr()) };
-                        continue;
-                    }
-                    match to.first_chunk_mut::<SIDE>() {
-                        Some(to) => *to = sums,
-                        None => to.copy_from_slice(&sums[..count]),
-                    }
+                let Some(before) = k.checked_sub(1) else { continue };
+                for position in part * positions / parts..(part + 1) * positions / parts {
+                    let from = &sums[before % 2][position][..width];
+                    let to = &mut self.values[(position * channels + before) * width..][..width];
+                    // SAFETY: packed rows are whole registers.
+                    unsafe { put_row::<S>(to, from, past) };
                 }
             }
         }
-        if streamed {
-            // SAFETY: it has no condition.
-            unsafe { S::streamed() };
+        // SAFETY: it has no condition.
+        unsafe { S::streamed() };
+    }
+}
+
+impl<P: Points> Spread<'_, P> {
+    /// Brings the taps of input channels side by side, in the order they lie in.
+    ///
+    /// # Safety
+    /// The CPU has the instruction set of `S`.
+    #[inline(always)]
+    unsafe fn gather<S: Simd>(&self, block: Range<usize>, taps: &mut [[f32; WIDEST]; ROOM]) {
+        let (order, window) = (&self.order, P::TAPS * P::TAPS);
+        let (from, len) = (&self.taps[block.start * order.input..], block.len());
+        // SAFETY: passed on.
+        unsafe {
+            match (&order.folded, order.direction) {
+                (Some(folded), _) => {
+                    for (k, n) in block.enumerate().flat_map(|k| (0..self.count).map(move |n| (k, n))) {
+                        let of_output = &self.taps[n * order.output..];
+                        for tap in 0..window {
+                            taps[k.0 * window + tap][n] = folded.at(k.1, tap).map_or(0.0, |at| of_output[at]);
+                        }
+                    }
+                }
+                // Those of neighbouring input channels lie behind each other,
+                (None, Direction::Forward) => {
+                    let len = len * window;
+                    side_by_side::<S>(from, [order.output, BLOCK * window], [self.count, len], taps);
+                }
+                // those of neighbouring output channels do.
+                (None, Direction::Backward) => {
+                    for k in 0..len {
+                        let (from, ahead) = (&from[k * order.input..], BLOCK * order.input);
+                        let size = [self.count, window];
+                        side_by_side::<S>(from, [order.output, ahead], size, &mut taps[k * window..]);
+                    }
+                }
+            }
         }
     }
 }
 
-/// Writes past the caches.
+/// `G·g·Gᵀ` of as many filters as a register has doubles, from `part` on; their taps are in order or `TURNED` around.
 ///
 /// # Safety
-/// `to` is writable for `SIDE` floats and lies on a cache line's boundary.
+/// The CPU has the instruction set of `D`; there are so many filters.
 #[inline(always)]
-unsafe fn stream<S: Simd>(values: &[f32; SIDE], to: *mut f32) {
-    for i in (0..SIDE).step_by(S::LANES) {
-        // SAFETY: passed on.
-        unsafe { S::stream(to.add(i), S::load(values.as_ptr().add(i))) };
+unsafe fn square<P: Points, D: Doubles, const TURNED: bool>(taps: &[[f32; WIDEST]], part: usize, sums: &mut Sums) {
+    let taps = &taps[..P::TAPS * P::TAPS];
+    // SAFETY: passed on.
+    unsafe {
+        // Rows of G·g.
+        let mut rows = [[D::splat(0.0); MOST_TAPS]; MOST_IN];
+        for x in 0..P::TAPS {
+            let mut g = [D::splat(0.0); MOST_TAPS];
+            for y in 0..P::TAPS {
+                let tap = y * P::TAPS + x;
+                let tap = if TURNED { P::TAPS * P::TAPS - 1 - tap } else { tap };
+                g[y] = D::widen(taps[tap].as_ptr().add(part));
+            }
+            let column = spread::<P, D>(&g);
+            (0..P::IN).for_each(|i| rows[i][x] = column[i]);
+        }
+        for i in 0..P::IN {
+            let row = spread::<P, D>(&rows[i]);
+            (0..P::IN).for_each(|j| row[j].narrow(sums[i * P::IN + j].as_mut_ptr().add(part)));
+        }
     }
 }
 
@@ -156,12 +187,14 @@ pub(super) struct WinogradPacking {
 }
 
 impl WinogradPacking {
-    /// Transforms the filters of up to 16 columns of a panel, from column `first` on; `taps` starts with theirs.
-    fn spread(&self, taps: &[f32], [first, count, width]: [usize; 3], values: &mut [f32]) {
+    /// Transforms the filters of the columns of a panel; `taps` starts with theirs.
+    fn spread(&self, taps: &[f32], [count, width]: [usize; 2], values: &mut [f32]) {
         let (order, channels, isa) = (self.order, self.gemm.extent().k, self.gemm.isa());
-        let task = [channels, first, count, width];
-        // SAFETY: the task has no condition of its own.
-        unsafe { with_points!(self.form, P => isa.run(Spread::<P>::new(taps, order, task, values))) }
+        with_points!(self.form, P => {
+            let spread = Spread::<P> { taps, order, channels, count, width, values, points: PhantomData };
+            // SAFETY: the task has no condition of its own.
+            unsafe { isa.run(spread) }
+        })
     }
 }
 
@@ -184,21 +217,12 @@ impl Packing for WinogradPacking {
                 std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
             )
         };
-        if !columns.len().is_multiple_of(SIDE) {
-            values.fill(0.0);
-        }
-        let depth = self.order.output;
-        for start in columns.clone().step_by(SIDE) {
-            let end = columns.end.min(start + SIDE);
-            let part = [start - columns.start, end - start, width];
-            match self.order.direction {
-                Direction::Forward => {
-                    weight.with(start * depth..end * depth, &mut |taps| self.spread(taps, part, values));
-                }
-                Direction::Backward => whole(weight, |all| {
-                    self.spread(&all[start * self.order.output..], part, values);
-                }),
+        let (depth, size) = (self.order.output, [columns.len(), width]);
+        match self.order.direction {
+            Direction::Forward => {
+                weight.with(columns.start * depth..columns.end * depth, &mut |taps| self.spread(taps, size, values));
             }
+            Direction::Backward => whole(weight, |all| self.spread(&all[columns.start * depth..], size, values)),
         }
         fill_bias(bias, columns, biases);
     }

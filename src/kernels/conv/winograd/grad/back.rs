@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code, reason = "reads sums and writes taps in raw memory")]
 
-use super::super::filters::SIDE;
 use super::super::points::{MOST_IN, MOST_TAPS, Points, Turned};
 use crate::kernels::Io;
 use crate::kernels::conv::weights::Order;
@@ -10,6 +9,9 @@ use crate::kernels::light::Tiled;
 use crate::simd::Simd;
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// Lanes of the widest register.
+const SIDE: usize = 16;
 
 /// Adds up the slices and transforms the sums back: `dg = Gᵀ·dU·G`.
 pub(super) struct Gather<P> {
