@@ -44,7 +44,7 @@
 //! # Adding an instruction set
 //!
 //! Add a variant to [`Isa`] (in order of preference), a file with one `impl Simd` and its `entry` function in the same
-//! order as the others, a line each in `Isa::entry`, `Isa::routine` and `supported`, and its register tiles in
+//! order as the others, a line each in `Isa::entry`, `Isa::routine` and `supported`, its [`Doubles`] and its register tiles in
 //! `kernels/gemm/micro.rs`. No kernel changes.
 #![allow(unsafe_code, reason = "wraps the vector intrinsics of each instruction set")]
 

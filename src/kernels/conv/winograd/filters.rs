@@ -121,29 +121,28 @@ impl<P: Points> Spread<'_, P> {
     #[inline(always)]
     unsafe fn gather<S: Simd>(&self, block: Range<usize>, taps: &mut [[f32; WIDEST]; ROOM]) {
         let (order, window) = (&self.order, P::TAPS * P::TAPS);
-        let (from, len) = (&self.taps[block.start * order.input..], block.len());
+        let (from, channels) = (&self.taps[block.start * order.input..], block.len());
         // SAFETY: passed on.
         unsafe {
             match (&order.folded, order.direction) {
                 (Some(folded), _) => {
-                    for (k, n) in block.enumerate().flat_map(|k| (0..self.count).map(move |n| (k, n))) {
-                        let of_output = &self.taps[n * order.output..];
-                        for tap in 0..window {
-                            taps[k.0 * window + tap][n] = folded.at(k.1, tap).map_or(0.0, |at| of_output[at]);
+                    for (k, taps) in block.zip(taps.chunks_exact_mut(window)) {
+                        for n in 0..self.count {
+                            let of_output = &self.taps[n * order.output..];
+                            (0..window)
+                                .for_each(|tap| taps[tap][n] = folded.at(k, tap).map_or(0.0, |at| of_output[at]));
                         }
                     }
                 }
                 // Those of neighbouring input channels lie behind each other,
                 (None, Direction::Forward) => {
-                    let len = len * window;
-                    side_by_side::<S>(from, [order.output, BLOCK * window], [self.count, len], taps);
+                    side_by_side::<S>(from, [order.output, BLOCK * window], [self.count, channels * window], taps);
                 }
                 // those of neighbouring output channels do.
                 (None, Direction::Backward) => {
-                    for k in 0..len {
-                        let (from, ahead) = (&from[k * order.input..], BLOCK * order.input);
-                        let size = [self.count, window];
-                        side_by_side::<S>(from, [order.output, ahead], size, &mut taps[k * window..]);
+                    for k in 0..channels {
+                        let (from, apart) = (&from[k * order.input..], [order.output, BLOCK * order.input]);
+                        side_by_side::<S>(from, apart, [self.count, window], &mut taps[k * window..]);
                     }
                 }
             }
