@@ -43,7 +43,8 @@ pub fn whole<T>(weights: &dyn Weights, f: impl FnOnce(&[f32]) -> T) -> T {
 pub const WIDEST: usize = 64;
 
 /// Brings the weights of output channels side by side: the `i`-th of the `len` floats from `taps[n · apart]` on goes to
-/// `to[i][n]`, for every `n` below `count`. Fetches what lies `ahead` floats behind them.
+/// `to[i][n]`, for every `n` below `count`. Rows of `to` from `len` on hold anything afterwards. Fetches what
+/// lies `ahead` floats behind the weights.
 ///
 /// # Safety
 /// The CPU has the instruction set of `S`.
@@ -117,6 +118,7 @@ pub(super) unsafe fn put_row<S: Simd>(to: &mut [f32], row: &[f32], past: bool) {
 mod tests {
     use super::*;
     use crate::simd::{Isa, Task};
+    use crate::tensor::AlignedBuf;
 
     #[derive(Clone, Copy)]
     struct Beside<'a>(&'a [f32], [usize; 3]);
@@ -147,6 +149,37 @@ mod tests {
                         assert_eq!(v, wanted, "{} {apart} {count} {len}: float {i} of {n}", isa.name());
                     }
                 }
+            }
+        }
+    }
+
+    struct Written<'a>(&'a mut [f32]);
+
+    impl Task for Written<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            let row: [f32; WIDEST] = std::array::from_fn(|i| i as f32);
+            let past = streams::<S>(self.0);
+            for to in self.0.chunks_exact_mut(WIDEST) {
+                // SAFETY: the row is whole registers of any instruction set.
+                unsafe { put_row::<S>(to, &row, past) };
+            }
+            // SAFETY: it has no condition.
+            unsafe { S::streamed() };
+        }
+    }
+
+    #[test]
+    fn a_large_panel_may_lie_anywhere() {
+        for &isa in Isa::available() {
+            for offset in [0, 1] {
+                let mut panel = AlignedBuf::zeros(STREAMED + 16);
+                let panel = &mut panel[offset..][..STREAMED];
+                // SAFETY: the task has no condition of its own.
+                unsafe { isa.run(Written(panel)) };
+                assert!(panel.iter().enumerate().all(|(i, &v)| v == (i % WIDEST) as f32), "{} {offset}", isa.name());
             }
         }
     }

@@ -92,9 +92,6 @@ pub struct Each {
     pub stride: usize,
 }
 
-/// Floats of the widest panel.
-const ZEROS: usize = WIDEST;
-
 /// Neighbouring output channels that are computed together.
 #[derive(Debug, Clone, Copy)]
 struct Panel {
@@ -314,7 +311,7 @@ impl Gemm {
         let lanes = self.isa.lanes();
         // With a row or two all of it streams, and the hardware's own prefetching is best left alone.
         let streamed = m > 2 && self.packed_bytes() > STREAMED_BYTES;
-        let (bias_at, zero) = (self.bias_at(), [0.0; ZEROS]);
+        let (bias_at, zero) = (self.bias_at(), [0.0; WIDEST]);
         for (nth, at) in panels.enumerate() {
             let panel = &self.panels[at];
             let width = panel.vectors * lanes;
@@ -405,7 +402,7 @@ impl Gemm {
             }
             return;
         }
-        let zero = [0.0; ZEROS];
+        let zero = [0.0; WIDEST];
         let micros = self.micros(panel);
         for (tap, of) in taps_of_rows {
             let m = of.len();

@@ -55,7 +55,7 @@ unsafe fn spread<P: Points, D: Doubles>(g: &[D; MOST_TAPS]) -> [D; MOST_IN] {
 
 /// Input channels whose filters are brought side by side at once.
 const BLOCK: usize = 4;
-/// Rows of taps of so many, and of what is read beyond them.
+/// Rows of taps of so many, and of what squares hold beyond them.
 const ROOM: usize = BLOCK * MOST_TAPS * MOST_TAPS + 16;
 /// What the filters of a panel's output channels are transformed to, side by side.
 type Sums = [[f32; WIDEST]; MOST_IN * MOST_IN];
