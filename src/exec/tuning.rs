@@ -46,7 +46,7 @@ impl Tuning {
         if let Some(&way) = known.filter(|way| able.contains(way)) {
             return way;
         }
-        let way = fastest(spec, &able, usual, isa, &mut self.others);
+        let way = fastest(spec, &able, usual, isa, &self.others);
         self.fresh.insert(key, way);
         way
     }

@@ -47,6 +47,17 @@ pub const BACKWARD_ROWS: usize = 4;
 /// Channels whose sums one tile unites.
 const CHANNELS: usize = 64;
 
+/// Blocks ahead of use whose sums are fetched: those of a few channels lie too far apart for the hardware to see it.
+const BLOCKS_AHEAD: usize = 8;
+
+/// Fetches the sums of a block to come, which lies `apart` floats behind the one before it, of the channels of `row`.
+#[inline(always)]
+fn fetch_later<S: Simd>(row: &[f32], apart: usize) {
+    let later = row.as_ptr().wrapping_add(BLOCKS_AHEAD * apart);
+    // SAFETY: prefetching is harmless anywhere.
+    (0..row.len()).step_by(16).for_each(|i| unsafe { S::prefetch_far(later.wrapping_add(i)) });
+}
+
 /// Pixels summed up before they join the sum of a block: a long sum of squares loses a digit. Four registers of channels at
 /// a time are summed over a run, so that a map is read from end to end, and the next run is fetched meanwhile.
 const RUN: usize = 16;
@@ -245,10 +256,13 @@ impl Tiled for Statistics {
                 std::slice::from_raw_parts(at, range.len())
             };
             for block in 0..self.blocks.tiles() {
+                fetch_later::<S>(row(block, 0), 2 * channels);
                 let share = self.blocks.range(block).len() as f64 / total;
                 mean.iter_mut().zip(row(block, 0)).for_each(|(m, &v)| *m += share * f64::from(v));
             }
             for block in 0..self.blocks.tiles() {
+                fetch_later::<S>(row(block, 0), 2 * channels);
+                fetch_later::<S>(row(block, 1), 2 * channels);
                 let count = self.blocks.range(block).len() as f64;
                 for (i, (&m, &q)) in row(block, 0).iter().zip(row(block, 1)).enumerate() {
                     let d = f64::from(m) - mean[i];

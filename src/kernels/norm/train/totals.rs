@@ -1,6 +1,6 @@
 //! Between the passes backward: sums over all blocks, and the coefficients that follow from them.
 
-use super::{CHANNELS, DEVIATION, MEAN, SCALE, blocks};
+use super::{CHANNELS, DEVIATION, MEAN, SCALE, blocks, fetch_later};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Kernel, Map, Store};
 use crate::simd::{Isa, Simd};
@@ -17,26 +17,29 @@ struct Total {
     blocks: usize,
 }
 
-/// The totals of row `row` of `rows` over all blocks, for the channels `range`.
+/// The totals of each of `ROWS` rows over all blocks, for the channels `range`.
 ///
 /// # Safety
-/// `partial` holds `rows` rows of `channels` floats for every block.
+/// `partial` holds so many rows of `channels` floats for every block.
 #[inline(always)]
-unsafe fn totals(
+unsafe fn totals<S: Simd, const ROWS: usize>(
     partial: *const f32,
-    [blocks, rows, row]: [usize; 3],
+    blocks: usize,
     channels: usize,
     range: Range<usize>,
-) -> [f64; CHANNELS] {
-    let mut sums = [0.0f64; CHANNELS];
+) -> [[f64; CHANNELS]; ROWS] {
+    let mut totals = [[0.0f64; CHANNELS]; ROWS];
     for block in 0..blocks {
-        // SAFETY: passed on.
-        let values = unsafe {
-            std::slice::from_raw_parts(partial.add((block * rows + row) * channels + range.start), range.len())
-        };
-        sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += f64::from(v));
+        for (row, sums) in totals.iter_mut().enumerate() {
+            // SAFETY: passed on.
+            let values = unsafe {
+                std::slice::from_raw_parts(partial.add((block * ROWS + row) * channels + range.start), range.len())
+            };
+            fetch_later::<S>(values, ROWS * channels);
+            sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += f64::from(v));
+        }
     }
-    sums
+    totals
 }
 
 impl Tiled for Total {
@@ -53,7 +56,7 @@ impl Tiled for Total {
         let range = tile * CHANNELS..self.channels.min((tile + 1) * CHANNELS);
         // SAFETY: one row for every block; the output has a float per channel.
         unsafe {
-            let sums = totals(io.inputs[0], [self.blocks, 1, 0], self.channels, range.clone());
+            let [sums] = totals::<S, 1>(io.inputs[0], self.blocks, self.channels, range.clone());
             range.zip(sums).for_each(|(c, sum)| *io.output.add(c) = sum as f32);
         }
     }
@@ -129,8 +132,7 @@ impl Tiled for BackwardStatistics {
         let range = tile * CHANNELS..channels.min((tile + 1) * CHANNELS);
         // SAFETY: two rows for every block, tables of one float per channel and row; the gradients have one per channel.
         unsafe {
-            let sums = totals(io.inputs[0], [self.blocks, 2, 0], channels, range.clone());
-            let products = totals(io.inputs[0], [self.blocks, 2, 1], channels, range.clone());
+            let [sums, products] = totals::<S, 2>(io.inputs[0], self.blocks, channels, range.clone());
             for (i, c) in range.enumerate() {
                 let table = |row: usize| f64::from(*io.inputs[1].add(row * channels + c));
                 let (mean, deviation, scale) = (table(MEAN), table(DEVIATION), table(SCALE));
