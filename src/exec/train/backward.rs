@@ -4,14 +4,13 @@
 //! others add to it, in the order of the drawing reversed, whatever the number of threads.
 
 use super::forward::{Author, IMAGE_GRADIENT, noise_of, response, slice};
-use super::fuse::cuts_off;
 use super::sketch::{At, Draft};
 use crate::activation::Activation;
 use crate::error::Result;
 use crate::exec::memory::{Place, parts};
 use crate::exec::program::Unit;
 use crate::graph::{NodeId, Op};
-use crate::kernels::norm::train::{self as norm, Chain, Partial, Statistic, Sums, Through};
+use crate::kernels::norm::train::{self as norm, Chain, Sums, Through};
 use crate::kernels::pool::grad as pool;
 use crate::kernels::{Store, elementwise, gradient, layout, noise};
 
@@ -294,106 +293,6 @@ impl<'a> Author<'a> {
             self.sketch.push(Draft::new(norm::total(from.map, self.isa), &[partial], bias));
         }
         Ok(())
-    }
-
-    fn norm_backward(&mut self, unit: &Unit) -> Result<()> {
-        if self.defers(unit) {
-            return self.deferred_norm(unit);
-        }
-        let (input, from) = (unit.inputs[0], self.arrival(unit.output));
-        let (x, table) = (self.kept_value(input)?, self.tables[unit.output.index()]);
-        let gated = self.gated[unit.output.index()].take();
-        let gate = gated.map(|gated| gated.rule());
-        let [factor, means] = gated.map_or([At::None; 2], |gated| gated.maps());
-        let alone = gated.is_none_or(|gated| gated.alone);
-        let (through, output) = match (unit.activation, unit.residual) {
-            (None, _) => (Through::Nothing, factor),
-            (Some(activation), None) => (Through::Normalised(activation), factor),
-            (Some(activation), Some(_)) => {
-                let y = self.kept_value(unit.output)?;
-                (Through::Output(activation, y.map.ld), y.into())
-            }
-        };
-        // Where dT goes: to the shortcut's gradient, and there it may be that of the output itself. Without a shortcut it
-        // is stored only if it costs more to compute than to read.
-        let shortcut = unit.residual.filter(|value| self.needed[value.index()]);
-        let shared = shortcut.is_some_and(|value| self.may_share(value) && value != input);
-        let in_place = (from, Store::Set);
-        let stored = match (shortcut, unit.activation) {
-            (Some(_), _) if shared => (through != Through::Nothing).then_some(in_place),
-            (Some(value), _) => Some(self.contribute(value)),
-            (None, Some(activation)) if !cuts_off(activation) && alone => Some(in_place),
-            (None, _) => None,
-        };
-        let (partial, sums) = match gated.and_then(|gated| self.sums_from_moments(gated, from.map)) {
-            Some(sums) => (Partial::Images, sums),
-            None => {
-                let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
-                let store = stored.map(|(place, store)| (place.map.ld, store));
-                let chain = Chain {
-                    gradient: from.map,
-                    gate,
-                    input: x.map.ld,
-                    through,
-                    sums: Sums::Norm,
-                    store,
-                    scaled: false,
-                };
-                let to = stored.map_or(At::None, |(place, _)| place.into());
-                let inputs = [from.into(), x.into(), table, output, At::None, means];
-                let draft = Draft::new(norm::chain(chain, self.isa), &inputs, partial);
-                self.sketch.push_behind(draft.also([to, At::None]));
-                (Partial::Blocks, partial)
-            }
-        };
-
-        let statistic = self.statistic(unit);
-        let coefficients = self.sketch.buffer(norm::BACKWARD_ROWS * from.map.c);
-        let kernel = norm::backward_statistics(from.map, partial, statistic, self.isa);
-        let affine = self.affine_gradients(unit);
-        self.sketch.push(Draft::new(kernel, &[sums, table], coefficients).also(affine));
-        if shared {
-            self.share(shortcut.expect("it is shared"), from);
-        }
-        if !self.needed[input.index()] {
-            return Ok(());
-        }
-        let done = stored == Some(in_place);
-        let (gate, through) = if done { (None, Through::Nothing) } else { (gate, through) };
-        // In the place of the output's gradient, or in that of the norm's input, which nothing else reads.
-        let heir = match shared || !alone {
-            true => self.bequest(unit, input),
-            false => self.may_share(input).then_some(from),
-        };
-        let ((place, store), in_place) = match heir {
-            Some(place) => ((place, Store::Set), true),
-            None => (self.contribute(input), false),
-        };
-        let last = norm::Backward {
-            gradient: from.map,
-            gate,
-            input: x.map.ld,
-            through,
-            output: (place.map.ld, store),
-            coefficients: from.map.c,
-        };
-        let inputs = [from.into(), x.into(), table, output, coefficients, means];
-        self.sketch.push(Draft::new(norm::backward(last, self.isa), &inputs, place));
-        if in_place {
-            self.share(input, place);
-        }
-        Ok(())
-    }
-
-    /// Which statistics a norm used.
-    pub(super) fn statistic(&self, unit: &Unit) -> Statistic {
-        if self.is_fixed(&unit.op) { Statistic::Running } else { Statistic::Batch }
-    }
-
-    /// Where the gradients of a norm's scale and shift go.
-    pub(super) fn affine_gradients(&mut self, unit: &Unit) -> [At; 2] {
-        let Op::BatchNorm { scale, shift, .. } = unit.op else { return [At::None; 2] };
-        [scale, shift].map(|id| id.map_or(At::None, |id| self.gradient_of(id)))
     }
 
     fn add_backward(&mut self, unit: &Unit) -> Result<()> {

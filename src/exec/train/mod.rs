@@ -27,6 +27,7 @@ mod fuse;
 mod gate;
 mod masked;
 mod moments;
+mod normed;
 mod on_load;
 mod plan;
 mod run;

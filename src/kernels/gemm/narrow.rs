@@ -10,6 +10,7 @@
 //! and end take. Sums run in the same order as there.
 
 #![allow(clippy::needless_range_loop, reason = "register tiles are indexed")]
+#![cfg_attr(not(target_arch = "x86_64"), allow(unused, reason = "there are sixteen lanes nowhere else"))]
 
 use crate::simd::{self, Isa, Routine, Simd};
 
@@ -48,7 +49,6 @@ pub(super) fn routine(isa: Isa) -> Option<unsafe fn(&Tile)> {
     }
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 struct Narrow;
 
 impl Routine for Narrow {

@@ -294,7 +294,7 @@ fn the_cost_model_knows_where_weights_decide() {
         (1, 7, [160, 320], [Some(Form::F2); 2]),
         (2, 7, [512, 512], [Some(Form::F2), Some(Form::F4)]),
         (1, 4, [512, 512], [None; 2]),
-        (1, 7, [128, 32], [Some(Form::F2); 2]),
+        (1, 7, [128, 32], [None, Some(Form::F2)]),
         (8, 7, [512, 512], [Some(Form::F4); 2]),
         (1, 13, [256, 384], [Some(Form::F3), Some(Form::F4)]),
         (1, 224, [64, 64], [Some(Form::F4); 2]),
