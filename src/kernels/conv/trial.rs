@@ -29,6 +29,7 @@ impl Others {
     /// Weights of so many bytes.
     pub fn new(bytes: usize) -> Self {
         let mut others = AlignedBuf::zeros(bytes.min(Self::MOST) / 4);
+        // Pages that were never written are all one and the same.
         others.fill(1.0);
         Others(others)
     }
@@ -89,12 +90,8 @@ impl Trial {
         let window = Window::square(1);
         let placed = window.place([32; 2], "before").expect("a window of one pixel fits");
         let spec = ConvSpec { input: map, output: map, window, placed, groups: 1, epilogue: Epilogue::default() };
-        Trial::new(
-            spec,
-            if isa == isa.vectors() { Algorithm::Plain } else { Algorithm::MatrixUnit },
-            &[0.5; 64 * 64],
-            isa,
-        )
+        let way = if isa == isa.vectors() { Algorithm::Plain } else { Algorithm::MatrixUnit };
+        Trial::new(spec, way, &[0.5; 64 * 64], isa)
     }
 
     /// How long one run takes whose input was written just before.
