@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "fills pointer tables and runs microkernels on raw maps")]
 
+use super::super::grid::{Grid, Work};
 use super::super::weights::{GemmPacking, Packing, learned_with};
 use super::super::{ConvSpec, Learned};
 use crate::kernels::gemm::{Extent, Gemm, Rows, Target};
@@ -31,7 +32,10 @@ pub fn strided(spec: ConvSpec, store: Store, isa: Isa) -> Learned {
         parts: classes.iter().filter_map(|c| Some((c.packed, c.packing(&spec)?))).collect(),
         len: packed,
     });
-    let kernel = Strided { spec, store, classes, zero: AlignedBuf::zeros(spec.output.c.next_multiple_of(16)) };
+    let all = classes.iter().map(|class| class.parts(&spec));
+    let parts = all.fold([0; 2], |most: [usize; 2], parts| std::array::from_fn(|i| most[i].max(parts[i])));
+    let zero = AlignedBuf::zeros(spec.output.c.next_multiple_of(16));
+    let kernel = Strided { spec, store, classes, parts, zero };
     learned_with(Box::new(Light { isa, kernel }), packing, spec.output.c * spec.depth(), None)
 }
 
@@ -47,14 +51,39 @@ struct Class {
     gemm: Option<Gemm>,
     /// Where the class's weights begin.
     packed: usize,
-    /// Pixels of a tile.
-    rows: usize,
+    /// Tiles of pixels and, of one group, panels of input channels.
+    grid: Grid,
 }
 
-/// Multiply-adds of a tile.
+/// Multiply-adds of a tile of several groups.
 const MACS_PER_TILE: usize = 2_000_000;
 /// Most pixels of a tile.
 const MOST_ROWS: usize = 192;
+
+/// Cuts the product of one group for so many pixels, or `None` where no tap reaches them, into tiles.
+fn cut(spec: &ConvSpec, gemm: Option<&Gemm>, pixels: usize) -> Grid {
+    match gemm {
+        Some(gemm) if spec.groups == 1 => {
+            let Extent { taps, k, n } = gemm.extent();
+            Grid::cut(Work {
+                rows: pixels,
+                panels: gemm.panels(),
+                macs: pixels * taps * k * n,
+                weights: gemm.packed_bytes(),
+                activations: 4 * spec.output.c * spec.output.pixels(),
+                prepared: 0,
+                most_rows: MOST_ROWS,
+                unit: 1,
+            })
+        }
+        _ => {
+            let taps = gemm.map_or(0, |gemm| gemm.extent().taps);
+            let work = spec.input.c * (taps * spec.group_outputs()).max(16);
+            let rows = (MACS_PER_TILE / work).clamp(24, MOST_ROWS);
+            Grid::of([pixels, 1], [pixels.div_ceil(rows), 1])
+        }
+    }
+}
 
 impl Class {
     fn new(spec: &ConvSpec, first: [usize; 2], packed: usize, isa: Isa) -> Option<Self> {
@@ -75,10 +104,10 @@ impl Class {
             .flat_map(|&(y, ty)| across.iter().map(move |&(x, tx)| ([y, x], ty * window.kernel[1] + tx)))
             .collect();
         let extent = Extent { taps: taps.len(), k: spec.group_outputs(), n: spec.group_inputs() };
+        let pixels = spec.input.n * size[0] * size[1];
         let gemm = (!taps.is_empty()).then(|| Gemm::new(extent, None, isa));
-        let work = spec.input.c * (taps.len() * spec.group_outputs()).max(16);
-        let rows = (MACS_PER_TILE / work).clamp(24, MOST_ROWS);
-        Some(Class { first, size, taps, gemm, packed, rows })
+        let grid = cut(spec, gemm.as_ref(), pixels);
+        Some(Class { first, size, taps, gemm, packed, grid })
     }
 
     fn packed_len(&self, spec: &ConvSpec) -> usize {
@@ -91,12 +120,20 @@ impl Class {
         Some(GemmPacking::of_taps(self.gemm.as_ref()?, &turned, self.taps.iter().map(|&(_, tap)| tap).collect()))
     }
 
-    fn pixels(&self, spec: &ConvSpec) -> usize {
-        spec.input.n * self.size[0] * self.size[1]
+    /// The input channels of panels.
+    fn columns(&self, spec: &ConvSpec, panels: Range<usize>) -> Range<usize> {
+        match &self.gemm {
+            Some(gemm) if spec.groups == 1 => gemm.columns(panels.start).start..gemm.columns(panels.end - 1).end,
+            _ => 0..spec.input.c,
+        }
     }
 
-    fn tiles(&self, spec: &ConvSpec) -> usize {
-        self.pixels(spec).div_ceil(self.rows)
+    /// Floats of the pointers of a tile and of its products.
+    fn parts(&self, spec: &ConvSpec) -> [usize; 2] {
+        let rows = self.grid.tile_rows();
+        let columns = |tile: usize| self.columns(spec, self.grid.tile(tile).1).len().next_multiple_of(16);
+        let products = (0..self.grid.tiles()).map(|tile| rows * columns(tile)).max().unwrap_or(0);
+        [(2 * self.taps.len() * rows).next_multiple_of(16), products]
     }
 
     /// Image, row and column within the class of pixel `i`.
@@ -161,22 +198,10 @@ struct Strided {
     spec: ConvSpec,
     store: Store,
     classes: Vec<Class>,
+    /// Floats of the pointers and of the products, for any tile.
+    parts: [usize; 2],
     /// What lies outside the output: zeros for every channel.
     zero: AlignedBuf,
-}
-
-impl Strided {
-    /// Floats of the pointers of a tile and of its products.
-    fn parts(&self) -> [usize; 2] {
-        let table = self.classes.iter().map(|c| (2 * c.taps.len() * c.rows).next_multiple_of(16)).max().unwrap_or(0);
-        let rows = self.classes.iter().map(|c| c.rows).max().unwrap_or(0);
-        [table, rows * self.ld()]
-    }
-
-    /// Floats from product to product.
-    fn ld(&self) -> usize {
-        self.spec.input.c.next_multiple_of(16)
-    }
 }
 
 impl Tiled for Strided {
@@ -185,11 +210,11 @@ impl Tiled for Strided {
     }
 
     fn tiles(&self) -> usize {
-        self.classes.iter().map(|class| class.tiles(&self.spec)).sum()
+        self.classes.iter().map(|class| class.grid.tiles()).sum()
     }
 
     fn scratch(&self) -> usize {
-        self.parts().iter().sum()
+        self.parts.iter().sum()
     }
 
     #[inline(always)]
@@ -197,25 +222,27 @@ impl Tiled for Strided {
         let mut class = &self.classes[0];
         for next in &self.classes {
             class = next;
-            if tile < class.tiles(&self.spec) {
+            if tile < class.grid.tiles() {
                 break;
             }
-            tile -= class.tiles(&self.spec);
+            tile -= class.grid.tiles();
         }
-        let range = tile * class.rows..class.pixels(&self.spec).min((tile + 1) * class.rows);
-        let (table, products) = scratch.split_at_mut(self.parts()[0]);
-        let (table, products) = (table.as_mut_ptr().cast::<*const f32>(), products.as_mut_ptr());
-        let (m, ld) = (range.len(), self.ld());
+        let (range, panels) = class.grid.tile(tile);
+        let columns = class.columns(&self.spec, panels.clone());
+        let (table, rest) = scratch.split_at_mut(self.parts[0]);
+        let (table, products) = (table.as_mut_ptr().cast::<*const f32>(), rest.as_mut_ptr());
+        let (m, ld) = (range.len(), columns.len().next_multiple_of(16));
         // SAFETY: the scratch holds the pointers of all taps of the tile and a row of products for each pixel; the pixels
         // of a class lie in the input map.
         unsafe {
             if let Some(gemm) = &class.gemm {
                 class.fill(self.spec.output, range.clone(), io.inputs[0], self.zero.as_ptr(), table);
+                let panels = if self.spec.groups == 1 { panels } else { 0..gemm.panels() };
                 for group in 0..self.spec.groups {
                     let rows = Rows { table, stride: m, skip: group * self.spec.group_outputs() };
                     let packed = io.inputs[WEIGHTS].add(class.packed + group * gemm.packed_len());
-                    let target = Target::plain(products.add(group * self.spec.group_inputs()), ld);
-                    gemm.run(packed, m, rows, 0..gemm.panels(), target, &mut []);
+                    let first = products.wrapping_add(group * self.spec.group_inputs()).wrapping_sub(columns.start);
+                    gemm.run(packed, m, rows, panels.clone(), Target::plain(first, ld), &mut []);
                 }
             } else if self.store == Store::Set {
                 std::slice::from_raw_parts_mut(products, m * ld).fill(0.0);
@@ -225,9 +252,10 @@ impl Tiled for Strided {
             for (i, pixel) in range.enumerate() {
                 let [image, y, x] = class.place(pixel);
                 let [y, x] = [0, 1].map(|axis| class.first[axis] + [y, x][axis] * self.spec.window.stride[axis]);
-                let Map { h, w, c, ld: ld_x, .. } = self.spec.input;
-                let to = std::slice::from_raw_parts_mut(io.output.add(((image * h + y) * w + x) * ld_x), c);
-                let from = std::slice::from_raw_parts(products.add(i * ld), c);
+                let Map { h, w, ld: ld_x, .. } = self.spec.input;
+                let to = io.output.add(((image * h + y) * w + x) * ld_x + columns.start);
+                let to = std::slice::from_raw_parts_mut(to, columns.len());
+                let from = std::slice::from_raw_parts(products.add(i * ld), columns.len());
                 match self.store {
                     Store::Set => to.copy_from_slice(from),
                     Store::Add => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),

@@ -14,7 +14,7 @@ use crate::kernels::{Epilogue, Io, Map, WEIGHTS};
 /// Images, size, channels in and out, groups, kernel, stride, padding, dilation.
 type Case = (usize, [usize; 2], [usize; 2], usize, usize, usize, usize, usize);
 
-const CASES: [Case; 27] = [
+const CASES: [Case; 29] = [
     (2, [9, 11], [17, 20], 1, 5, 1, 2, 1), // Winograd
     (2, [5, 6], [3, 8], 1, 3, 1, 1, 1),
     (1, [7, 7], [20, 33], 1, 1, 1, 0, 1),
@@ -40,8 +40,10 @@ const CASES: [Case; 27] = [
     (2, [41, 44], [16, 17], 1, 3, 2, 1, 1),
     (3, [4, 4], [33, 18], 1, 3, 2, 1, 1),
     (1, [8, 12], [20, 48], 1, 3, 2, 1, 1),
-    (3, [14, 7], [18, 35], 1, 3, 1, 1, 1), // Winograd's squares, some short, and
-    (2, [3, 3], [16, 17], 1, 3, 1, 1, 1),  // all of them, so that some positions have none
+    (3, [14, 7], [18, 35], 1, 3, 1, 1, 1),    // Winograd's squares, some short, and
+    (2, [3, 3], [16, 17], 1, 3, 1, 1, 1),     // all of them, so that some positions have none
+    (1, [40, 41], [130, 256], 1, 1, 2, 0, 1), // in tiles of some panels, and
+    (2, [23, 25], [70, 160], 1, 5, 2, 2, 1),  // for each remainder
 ];
 
 fn spec((n, size, [inputs, outputs], groups, kernel, stride, padding, dilation): Case) -> ConvSpec {
@@ -103,7 +105,7 @@ fn weights_that_come_with_every_run_give_what_held_ones_do() {
         let (weight, bias) = (noise(spec.output.c * spec.depth(), 2), noise(spec.output.c, 3));
         for &isa in Isa::available() {
             let forward = learned(spec, Direction::Forward, Some(bias.len()), Precision::Fast, isa);
-            let mut form = form(spec, Precision::Fast, isa);
+            let mut form = form(spec, Precision::Fast, isa.vectors()); // as training goes forward
             form.exactly();
             let held = weights::held(form, &weight, Some(&bias[..]));
             let packed = pack(&forward, &weight, Some(&bias));
