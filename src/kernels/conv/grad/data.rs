@@ -55,12 +55,12 @@ struct Class {
     grid: Grid,
 }
 
-/// Multiply-adds of a tile of several groups.
+/// Multiply-adds of a tile of several groups, or of pixels that no tap reaches.
 const MACS_PER_TILE: usize = 2_000_000;
 /// Most pixels of a tile.
 const MOST_ROWS: usize = 192;
 
-/// Cuts the product of one group for so many pixels, or `None` where no tap reaches them, into tiles.
+/// Cuts the product for so many pixels into tiles; `None` if no tap reaches them.
 fn cut(spec: &ConvSpec, gemm: Option<&Gemm>, pixels: usize) -> Grid {
     match gemm {
         Some(gemm) if spec.groups == 1 => {
