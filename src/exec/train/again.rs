@@ -112,7 +112,7 @@ pub(super) fn choose(task: Task<'_>) -> Result<(Author<'_>, f64)> {
             best = Some(found);
         }
     }
-    let best = best.expect("there is a start");
+    let best = search.reprieve(best.expect("there is a start"))?;
     Ok((best.author, share - best.left / step))
 }
 
@@ -152,7 +152,7 @@ impl<'a> Search<'a> {
         for unit in repeatable {
             let value = unit.output.index();
             let is_sum = unit.residual.is_some() || matches!(unit.op, Op::Add);
-            if matches!(unit.op, Op::BatchNorm { .. }) && !is_sum {
+            if is_plain_norm(unit) {
                 again[value] = true;
                 continue;
             }
@@ -207,6 +207,25 @@ impl<'a> Search<'a> {
         Ok(None)
     }
 
+    /// Keeps after all what need not have been given up, what is most work for its memory first: where memory is fullest, it
+    /// becomes no fuller than it is, or than enough.
+    fn reprieve(&self, mut best: Choice<'a>) -> Result<Choice<'a>> {
+        let most = best.fullest.floats.max(self.enough);
+        let program = self.task.program;
+        let given_up = program.units.iter().filter(|unit| best.again[unit.output.index()] && !is_plain_norm(unit));
+        let worth = |value: NodeId, cost: f64| cost / program.shape(value).iter().product::<usize>() as f64;
+        let costs = given_up.filter_map(|unit| Some((unit.output, self.costs[unit.output.index()]?)));
+        let mut costs: Vec<(NodeId, f64)> = costs.collect();
+        costs.sort_by(|a, b| worth(b.0, b.1).total_cmp(&worth(a.0, a.1)));
+        for (value, cost) in costs {
+            let next = best.with(self.task, value, -cost)?;
+            if next.fullest.floats <= most {
+                best = next;
+            }
+        }
+        Ok(best)
+    }
+
     /// Gives up one value after the other as long as memory becomes less full where it is fullest, and is not empty enough,
     /// none of the `fixed`, in so many trials.
     fn descend(&mut self, start: Choice<'a>, fixed: &[bool], trials: usize) -> Result<Choice<'a>> {
@@ -231,6 +250,11 @@ impl<'a> Search<'a> {
         }
         Ok(best)
     }
+}
+
+/// Whether a unit is a norm that adds no shortcut: its output is made again by the pass that reads it, or next to it.
+fn is_plain_norm(unit: &Unit) -> bool {
+    matches!(unit.op, Op::BatchNorm { .. }) && unit.residual.is_none()
 }
 
 /// Multiply-adds in the time of reading or writing one float.
