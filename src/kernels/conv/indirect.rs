@@ -201,10 +201,7 @@ impl Indirect {
 
     fn cut(name: String, spec: ConvSpec, taps: Taps, cut: [usize; 2], isa: Isa) -> Self {
         let extent = taps.extent(&spec);
-        let gemm = match isa == Isa::Amx && Gemm::splits(extent, spec.output.pixels()) {
-            true => Gemm::split(extent, spec.epilogue.activation),
-            false => Gemm::new(extent, spec.epilogue.activation, isa),
-        };
+        let gemm = Gemm::fastest(extent, spec.epilogue.activation, spec.output.pixels(), isa);
         Indirect::of(name, spec, taps, cut, gemm)
     }
 

@@ -191,6 +191,14 @@ impl Gemm {
         Gemm { isa, panels, split: true, ..Gemm::new(extent, activation, isa) }
     }
 
+    /// The faster layout for so many rows: on the matrix unit if the instruction set has one, and that pays.
+    pub fn fastest(extent: Extent, activation: Option<Activation>, rows: usize, isa: Isa) -> Self {
+        match isa == Isa::Amx && Gemm::splits(extent, rows) {
+            true => Gemm::split(extent, activation),
+            false => Gemm::new(extent, activation, isa),
+        }
+    }
+
     /// Whether [`split`](Self::split) is faster than [`new`](Self::new) for so many rows.
     pub fn splits(extent: Extent, rows: usize) -> bool {
         split::profitable(extent, rows)

@@ -33,7 +33,7 @@ pub fn strided(spec: ConvSpec, store: Store, isa: Isa) -> Learned {
         len: packed,
     });
     let all = classes.iter().map(|class| class.parts(&spec));
-    let parts = all.fold([0; 2], |most: [usize; 2], parts| std::array::from_fn(|i| most[i].max(parts[i])));
+    let parts = all.fold([0; 3], |most: [usize; 3], parts| std::array::from_fn(|i| most[i].max(parts[i])));
     let zero = AlignedBuf::zeros(spec.output.c.next_multiple_of(16));
     let kernel = Strided { spec, store, classes, parts, zero };
     learned_with(Box::new(Light { isa, kernel }), packing, spec.output.c * spec.depth(), None)
@@ -71,7 +71,7 @@ fn cut(spec: &ConvSpec, gemm: Option<&Gemm>, pixels: usize) -> Grid {
                 macs: pixels * taps * k * n,
                 weights: gemm.packed_bytes(),
                 activations: 4 * spec.output.c * spec.output.pixels(),
-                prepared: 0,
+                prepared: if gemm.is_split() { 3 * pixels * taps * k } else { 0 },
                 most_rows: MOST_ROWS,
                 unit: 1,
             })
@@ -105,7 +105,7 @@ impl Class {
             .collect();
         let extent = Extent { taps: taps.len(), k: spec.group_outputs(), n: spec.group_inputs() };
         let pixels = spec.input.n * size[0] * size[1];
-        let gemm = (!taps.is_empty()).then(|| Gemm::new(extent, None, isa));
+        let gemm = (!taps.is_empty()).then(|| Gemm::fastest(extent, None, pixels, isa));
         let grid = cut(spec, gemm.as_ref(), pixels);
         Some(Class { first, size, taps, gemm, packed, grid })
     }
@@ -128,12 +128,13 @@ impl Class {
         }
     }
 
-    /// Floats of the pointers of a tile and of its products.
-    fn parts(&self, spec: &ConvSpec) -> [usize; 2] {
+    /// Floats of the pointers of a tile, of its products, and of what multiplying them takes.
+    fn parts(&self, spec: &ConvSpec) -> [usize; 3] {
         let rows = self.grid.tile_rows();
         let columns = |tile: usize| self.columns(spec, self.grid.tile(tile).1).len().next_multiple_of(16);
         let products = (0..self.grid.tiles()).map(|tile| rows * columns(tile)).max().unwrap_or(0);
-        [(2 * self.taps.len() * rows).next_multiple_of(16), products]
+        let product = self.gemm.as_ref().map_or(0, |gemm| gemm.scratch(rows));
+        [(2 * self.taps.len() * rows).next_multiple_of(16), products, product]
     }
 
     /// Image, row and column within the class of pixel `i`.
@@ -198,8 +199,8 @@ struct Strided {
     spec: ConvSpec,
     store: Store,
     classes: Vec<Class>,
-    /// Floats of the pointers and of the products, for any tile.
-    parts: [usize; 2],
+    /// Floats of the pointers, of the products and of what multiplying takes, for any tile.
+    parts: [usize; 3],
     /// What lies outside the output: zeros for every channel.
     zero: AlignedBuf,
 }
@@ -230,7 +231,8 @@ impl Tiled for Strided {
         let (range, panels) = class.grid.tile(tile);
         let columns = class.columns(&self.spec, panels.clone());
         let (table, rest) = scratch.split_at_mut(self.parts[0]);
-        let (table, products) = (table.as_mut_ptr().cast::<*const f32>(), rest.as_mut_ptr());
+        let (products, scratch) = rest.split_at_mut(self.parts[1]);
+        let (table, products) = (table.as_mut_ptr().cast::<*const f32>(), products.as_mut_ptr());
         let (m, ld) = (range.len(), columns.len().next_multiple_of(16));
         // SAFETY: the scratch holds the pointers of all taps of the tile and a row of products for each pixel; the pixels
         // of a class lie in the input map.
@@ -242,7 +244,7 @@ impl Tiled for Strided {
                     let rows = Rows { table, stride: m, skip: group * self.spec.group_outputs() };
                     let packed = io.inputs[WEIGHTS].add(class.packed + group * gemm.packed_len());
                     let first = products.wrapping_add(group * self.spec.group_inputs()).wrapping_sub(columns.start);
-                    gemm.run(packed, m, rows, panels.clone(), Target::plain(first, ld), &mut []);
+                    gemm.run(packed, m, rows, panels.clone(), Target::plain(first, ld), scratch);
                 }
             } else if self.store == Store::Set {
                 std::slice::from_raw_parts_mut(products, m * ld).fill(0.0);

@@ -5,6 +5,7 @@ use crate::kernels::conv::algorithm::form;
 use crate::kernels::conv::testing::noise;
 use crate::kernels::conv::winograd::{self, Form};
 use crate::kernels::conv::{Sampling, learned_deform, learned_stem, stem, weights};
+use crate::kernels::gemm::{Extent, Gemm};
 use crate::kernels::layout::from_nchw;
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
 use crate::kernels::naive::{self, ConvShape};
@@ -14,7 +15,7 @@ use crate::kernels::{Epilogue, Io, Map, WEIGHTS};
 /// Images, size, channels in and out, groups, kernel, stride, padding, dilation.
 type Case = (usize, [usize; 2], [usize; 2], usize, usize, usize, usize, usize);
 
-const CASES: [Case; 29] = [
+const CASES: [Case; 30] = [
     (2, [9, 11], [17, 20], 1, 5, 1, 2, 1), // Winograd
     (2, [5, 6], [3, 8], 1, 3, 1, 1, 1),
     (1, [7, 7], [20, 33], 1, 1, 1, 0, 1),
@@ -44,6 +45,7 @@ const CASES: [Case; 29] = [
     (2, [3, 3], [16, 17], 1, 3, 1, 1, 1),     // all of them, so that some positions have none
     (1, [40, 41], [130, 256], 1, 1, 2, 0, 1), // in tiles of some panels, and
     (2, [23, 25], [70, 160], 1, 5, 2, 2, 1),  // for each remainder
+    (1, [40, 41], [125, 256], 1, 1, 2, 0, 1), // on the matrix unit, where there is one
 ];
 
 fn spec((n, size, [inputs, outputs], groups, kernel, stride, padding, dilation): Case) -> ConvSpec {
@@ -161,6 +163,7 @@ fn input_gradients_agree_with_the_oracle_and_add_to_what_is_there() {
         assert!(names.contains(form), "{form} in {names:?}");
     }
     assert!(winograd::Form::F4.applies(&spec(CASES[3])));
+    assert!(Gemm::splits(Extent { taps: 1, k: 256, n: 125 }, 20 * 21), "{:?}", CASES[29]);
 }
 
 #[test]
