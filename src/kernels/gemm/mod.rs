@@ -26,12 +26,14 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+pub use self::split::Lay;
 use super::Soon;
 use super::weights::WIDEST;
 use crate::activation::Activation;
 use crate::simd::{self, Isa};
 use cut::{cut_each, cut_exactly, cut_panels, cut_pieces};
 use micro::{LINE, Micro, PARTS, Tile, fetches};
+use outer::Queue;
 use std::ops::Range;
 use sweep::{Activate, Ahead, Next, Smooth, sweep};
 
@@ -312,9 +314,9 @@ impl Gemm {
     ) {
         assert!(scratch.len() >= self.scratch(m));
         if self.split {
-            let scratch = scratch.as_mut_ptr();
+            let (scratch, ahead) = (scratch.as_mut_ptr(), Queue::NONE);
             // SAFETY: the caller's promises.
-            return unsafe { self.isa.run(split::Run { gemm: self, packed, m, rows, panels, target, scratch }) };
+            return unsafe { self.isa.run(split::Run { gemm: self, packed, m, rows, panels, target, scratch, ahead }) };
         }
         let lanes = self.isa.lanes();
         // With a row or two all of it streams, and the hardware's own prefetching is best left alone.

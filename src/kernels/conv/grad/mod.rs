@@ -9,6 +9,7 @@ pub mod data;
 pub mod deform;
 pub mod depthwise;
 pub mod pointwise;
+mod split;
 pub mod weight;
 
 use super::{ConvSpec, Direction, Learned, Precision, learned, learned_mask, winograd};

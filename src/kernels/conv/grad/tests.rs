@@ -226,6 +226,32 @@ fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
 }
 
 #[test]
+fn the_matrix_unit_gives_the_weights_gradient_and_applies_the_norm_before_it() {
+    // One block and several, one slice and several, parts of either side, pixels that fill no square or block.
+    for (n, size, channels, stride) in [
+        (1, [5, 3], [32, 48], 1),
+        (2, [17, 19], [144, 560], 1),
+        (3, [20, 19], [528, 64], 1),
+        (1, [13, 24], [1040, 160], 2),
+        (8, [23, 24], [176, 272], 1),
+    ] {
+        let spec = spec((n, size, channels, 1, 1, stride, 0, 1));
+        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
+        let table = noise(norm::TABLE_ROWS * spec.input.c, 3);
+        for source in [Source::Ready, Source::Norm(None), Source::Norm(Some(Relu))] {
+            let seen = behind(source, &x, &table, spec.input);
+            let expected = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
+            let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
+            for &isa in Isa::available().iter().filter(|&&isa| isa == Isa::Amx) {
+                let gradient = split::weight_gradient(spec, source, isa);
+                let what = format!("{} {channels:?} {source:?}", gradient.kernel.name());
+                check_weights(&gradient, &[&x, &dy, &table], &expected, &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn winograds_weight_gradients_of_many_channels_agree_with_the_oracle_in_strips_and_in_blocks() {
     // One slice: few squares, whose sums are transformed back strip by strip, and several blocks of squares.
     for (form, n, size, channels, stride) in

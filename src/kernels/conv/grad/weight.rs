@@ -13,6 +13,7 @@
 use super::super::indirect::Taps;
 use super::super::{ConvSpec, Precision, winograd};
 use super::pointwise::{self, Source};
+use super::split;
 use crate::kernels::gemm::outer::{Ahead, Block, Outer, Queue, Right, Side};
 use crate::kernels::light::{Light, Tiled};
 use crate::kernels::{Io, Kernel, Store};
@@ -36,6 +37,9 @@ pub fn weight_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> Weight
     if let (Precision::Fast, Some(form)) = (precision, winograd::grad::profitable(&spec)) {
         return winograd::grad::weight_gradient(spec, form, Source::Ready, isa);
     }
+    if precision == Precision::Fast && split::profitable(&spec, Source::Ready, isa) {
+        return split::weight_gradient(spec, Source::Ready, isa);
+    }
     if precision == Precision::Fast && pointwise::profitable(&spec, Source::Ready) {
         return pointwise::weight_gradient(spec, Source::Ready, isa);
     }
@@ -54,6 +58,9 @@ pub fn weight_gradient(spec: ConvSpec, precision: Precision, isa: Isa) -> Weight
 pub fn weight_gradient_norm(spec: ConvSpec, source: Source, isa: Isa) -> Option<WeightGradient> {
     if let Some(form) = winograd::grad::profitable(&spec) {
         return Some(winograd::grad::weight_gradient(spec, form, source, isa));
+    }
+    if split::profitable(&spec, source, isa) {
+        return Some(split::weight_gradient(spec, source, isa));
     }
     pointwise::profitable(&spec, source).then(|| pointwise::weight_gradient(spec, source, isa))
 }

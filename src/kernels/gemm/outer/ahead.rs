@@ -69,6 +69,25 @@ impl Queue {
         Queue(std::array::from_fn(|i| parts.get(i).copied().unwrap_or(Ahead::NONE)))
     }
 
+    /// Lines that are left.
+    pub(in crate::kernels::gemm) fn lines(&self) -> usize {
+        self.0.iter().map(|part| part.left).sum()
+    }
+
+    /// The next line of any part, if there is one.
+    #[inline(always)]
+    pub(in crate::kernels::gemm) fn next(&mut self) -> Option<*const f32> {
+        for _ in 0..self.0.len() {
+            let [first, ..] = &mut self.0;
+            if first.left > 0 {
+                first.left -= 1;
+                return Some(first.next());
+            }
+            self.0.rotate_left(1);
+        }
+        None
+    }
+
     /// Up to `most` lines, of one of the parts.
     pub(super) fn take(&mut self, most: usize) -> Ahead {
         self.0.iter_mut().find(|ahead| ahead.left > 0).map_or(Ahead::NONE, |ahead| ahead.take(most))

@@ -1,6 +1,7 @@
 //! What is computed beside the matrix unit: rows are split before they are multiplied, sums finished afterwards.
 
 use super::{Block, COLUMNS, PARTED, Run, SUMS, Together, blocks};
+use crate::kernels::gemm::outer::Queue;
 use crate::kernels::gemm::{Activate, Extent, Panel, clamp_of, is_clamp};
 use crate::simd::Simd;
 use crate::simd::tiles::{DEPTH, ROWS, STEPS, TILE, split};
@@ -68,6 +69,9 @@ pub(super) struct Beside<'a> {
     finishes: Quota,
     /// Where the next row of those being made will go, and its residual: fetched meanwhile.
     ahead: [*const f32; 2],
+    /// What whoever comes next reads.
+    later: Queue,
+    fetches: Quota,
 }
 
 /// Sums that are to be finished.
@@ -220,7 +224,11 @@ impl<'a> Beside<'a> {
             coming: Sums::NONE,
             finishes: Quota::default(),
             ahead: [std::ptr::null(); 2],
+            later: run.ahead,
+            fetches: Quota::default(),
         };
+        let pairs = run.m.div_ceil(2 * height);
+        beside.fetches = Quota::new(run.ahead.lines(), run.panels.len() * pairs * beside.blocks * STEPS);
         beside.start(0, 0);
         beside
     }
@@ -257,6 +265,12 @@ impl<'a> Beside<'a> {
     pub(super) unsafe fn step<S: Simd>(&mut self) {
         self.splits.step();
         self.finishes.step();
+        self.fetches.step();
+        for _ in 0..self.fetches.take() {
+            let Some(line) = self.later.next() else { break };
+            // SAFETY: prefetching is harmless anywhere.
+            unsafe { S::prefetch_far(line) };
+        }
         // SAFETY: passed on.
         unsafe {
             match self.splits.take() {

@@ -9,8 +9,12 @@
 //! ([`Beside`]) and fetches weights. Rows are split in blocks of k where they would not stay in the cache; sums wait in `C` then.
 
 mod beside;
+mod lay;
+
+pub use self::lay::Lay;
 
 use self::beside::Beside;
+use super::outer::Queue;
 use super::{Extent, Gemm, LINE, Panel, Rows, Target};
 use crate::simd::tiles::{DEPTH, PARTS, Pair, ROWS, STEPS, TILE, Unit, split};
 use crate::simd::{Simd, Task};
@@ -146,6 +150,8 @@ pub(super) struct Run<'a> {
     pub(super) panels: Range<usize>,
     pub(super) target: Target,
     pub(super) scratch: *mut f32,
+    /// What is fetched meanwhile, for whoever comes next.
+    pub(super) ahead: Queue,
 }
 
 impl Task for Run<'_> {
