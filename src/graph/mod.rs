@@ -97,7 +97,7 @@ impl Graph {
     pub fn draw(channels: usize, network: &(impl Layer + ?Sized)) -> Result<Graph> {
         let drawing = node::Drawing::default();
         let input = drawing.input(channels);
-        let end = network.build(input);
+        let end = input.then(network);
         end.output(LOGITS, Role::Primary);
         let state = drawing.finish()?;
         let mut graph =
