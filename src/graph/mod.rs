@@ -15,6 +15,7 @@ mod source;
 pub use layer::{Layer, LayerFn, layer_fn};
 pub use node::{Node, concat};
 pub use op::{Drawn, Op, Size};
+pub(crate) use params::check_same;
 pub use params::{ParamDef, ParamId, ParamKind, Params};
 pub use source::Source;
 pub(crate) use source::released;
