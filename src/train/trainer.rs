@@ -277,9 +277,10 @@ impl Trainer {
     /// Forward and loss: the joined loss, and its gradient with respect to every head.
     fn forward(&mut self, at: usize, batch: &Batch) -> Result<(f64, Vec<Tensor>)> {
         if self.gradients.weight() == 0.0 {
+            let kept = || self.params.iter().filter(|(def, _)| !def.kind.is_learned()).map(|(_, v)| v.as_slice());
             self.statistics.clear();
-            let kept = self.params.iter().filter(|(def, _)| !def.kind.is_learned());
-            self.statistics.extend(kept.flat_map(|(_, value)| value.as_slice()));
+            self.statistics.reserve_exact(kept().map(<[f32]>::len).sum());
+            kept().for_each(|values| self.statistics.extend_from_slice(values));
         }
         self.plans[at].1.forward_still(&mut self.params, &batch.images, self.progress.forwards)?;
         let outputs = self.plans[at].1.outputs();
