@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, each variant naming the place and both numbers.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Two sizes that had to agree did not.
@@ -66,7 +66,9 @@ pub enum Error {
         /// What was asked for.
         found: u64,
     },
-    /// Training arrived at a number that is none. The weights are as they were before that step.
+    /// Training arrived at a number that is none. Running statistics are as they were before that step, and so are weights
+    /// unless they are moved on the way back ([`Trainer::step`](crate::train::Trainer::step) without clipping): then those
+    /// whose gradients were complete before the one that is not finite have moved, and the optimiser's memory with them.
     #[error(
         "training diverged at step {step}: the {what} is {value} with learning rate {rate:.3e}; {}",
         last_good(checkpoint)
@@ -91,6 +93,13 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+/// The same text as [`Display`](fmt::Display): it is what a `main` that returns an error prints.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {
@@ -124,6 +133,7 @@ impl Error {
         let mut ranked: Vec<(usize, &str)> =
             known.into_iter().map(|k| (edit_distance(name, k), k)).filter(|(d, k)| *d <= k.len().max(3) / 2).collect();
         ranked.sort();
+        ranked.dedup();
         let nearest = ranked.into_iter().take(5).map(|(_, k)| k.to_owned()).collect();
         Error::Unknown { kind, name: name.to_owned(), nearest }
     }
@@ -225,5 +235,20 @@ mod tests {
         let Error::Unknown { nearest, .. } = &error else { panic!("wrong variant") };
         assert_eq!(nearest[0], "resnet50");
         assert!(error.to_string().contains("unknown model `resnet5`; nearest: resnet50"));
+    }
+
+    #[test]
+    fn a_name_that_is_known_several_times_is_suggested_once() {
+        let error = Error::unknown("scope", "layer", ["layer1", "layer2", "layer1", "layer1"]).to_string();
+        assert_eq!(error, "unknown scope `layer`; nearest: layer1, layer2");
+    }
+
+    #[test]
+    fn a_main_that_returns_an_error_prints_its_lines_and_no_struct() {
+        let misshapen = vec![("fc.weight".to_owned(), vec![10, 512], vec![1000, 512])];
+        let error = Error::Load(Box::new(LoadReport { source: "w.pth".into(), misshapen, ..LoadReport::default() }));
+        let text = format!("{error:?}");
+        assert_eq!(text, error.to_string());
+        assert!(text.contains("\n  misshapen   fc.weight: expected [10, 512], found [1000, 512]"), "{text}");
     }
 }

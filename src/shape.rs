@@ -42,7 +42,7 @@ impl Window {
 
     /// Number of taps.
     pub const fn taps(&self) -> usize {
-        self.kernel[0] * self.kernel[1]
+        self.kernel[0].saturating_mul(self.kernel[1])
     }
 
     /// True for 1×1, stride 1, no padding: a plain matrix product over pixels.
@@ -66,18 +66,37 @@ impl Window {
                 return Err(Error::invalid(at, format!("window setting {value} is over {MOST}")));
             }
         }
+        // Both fit wherever an address has 64 bits.
+        checked_volume(&self.kernel, at)?;
+        (0..2).try_for_each(|axis| checked_volume(&[self.kernel[axis], self.dilation[axis]], at).map(drop))
+    }
+
+    /// As [`validate`](Self::validate) for a pooling window, of which at most half may lie in the padding, so that none is
+    /// empty: PyTorch's rule.
+    pub fn validate_pooling(&self, at: &str) -> Result<()> {
+        self.validate(at)?;
+        let Padding::Symmetric(padding) = self.padding else { return Ok(()) };
+        for (axis, found) in padding.into_iter().enumerate() {
+            let span = self.span(axis);
+            if found > span / 2 {
+                return Err(Error::invalid(at, format!("padding = {found} is over half of a window spanning {span}")));
+            }
+        }
         Ok(())
     }
 
     /// Rows or columns the dilated kernel spans.
     pub const fn span(&self, axis: usize) -> usize {
-        (self.kernel[axis] - 1) * self.dilation[axis] + 1
+        self.kernel[axis].saturating_sub(1).saturating_mul(self.dilation[axis]).saturating_add(1)
     }
 
     /// Places the window on an input of `size = [height, width]`.
     ///
-    /// `output = floor((input + 2·padding − span) / stride) + 1`, or the ceil of it. Fails if nothing fits.
+    /// `output = floor((input + 2·padding − span) / stride) + 1`, or the ceil of it. Fails if nothing fits, and where
+    /// [`validate`](Self::validate) does.
     pub fn place(&self, size: [usize; 2], at: &str) -> Result<Placed> {
+        self.validate(at)?;
+        size.iter().try_for_each(|&side| checked_volume(&[side], at).map(drop))?;
         let mut placed = Placed { input: size, output: [0; 2], before: [0; 2] };
         for axis in 0..2 {
             let (input, span, stride) = (size[axis], self.span(axis), self.stride[axis]);
@@ -125,11 +144,15 @@ pub struct Placed {
     pub before: [usize; 2],
 }
 
+/// More elements than processors address as floats, and so few that planning can count bytes, whole cache lines per
+/// pixel and all maps of a network together without an overflow.
+const MOST_ELEMENTS: u64 = 1 << 46;
+
 /// Multiplies extents with overflow checked; `at` names the place in the error.
 pub fn checked_volume(dims: &[usize], at: &str) -> Result<usize> {
     dims.iter()
         .try_fold(1usize, |volume, &d| volume.checked_mul(d))
-        .filter(|&v| v <= isize::MAX as usize / 8)
+        .filter(|&v| v <= isize::MAX as usize / 8 && v as u64 <= MOST_ELEMENTS)
         .ok_or_else(|| Error::invalid(at, format!("{dims:?} has more elements than memory can address")))
 }
 
@@ -158,5 +181,26 @@ mod tests {
     fn too_small_an_input_names_both_numbers() {
         let error = Window::square(7).place([5, 9], "features.0").unwrap_err().to_string();
         assert!(error.contains("features.0") && error.contains("at least 7") && error.contains("found 5"), "{error}");
+    }
+
+    #[test]
+    fn windows_and_sizes_of_any_numbers_are_placed_or_refused_without_wrapping() {
+        let most = usize::MAX;
+        assert_eq!((Window::square(0).span(0), Window::square(most).taps()), (1, most));
+        assert_eq!(Window { dilation: [most; 2], ..Window::square(3) }.span(1), most);
+        let odd = [
+            Window::square(0),
+            Window { stride: [0, 1], ..Window::square(1) },
+            Window { dilation: [most, 1], ..Window::square(3) },
+            Window { padding: Padding::Symmetric([most / 2 + 1, 0]), ..Window::square(1) },
+        ];
+        for window in odd {
+            assert!(window.place([8, 8], "w").unwrap_err().to_string().starts_with("w: "), "{window:?}");
+        }
+        let padded = Window { padding: Padding::Symmetric([1; 2]), ..Window::square(3) };
+        for window in [padded, Window { padding: Padding::Same, ..padded }] {
+            let error = window.place([8, most], "w").unwrap_err().to_string();
+            assert!(error.contains(&most.to_string()), "{error}");
+        }
     }
 }

@@ -377,6 +377,23 @@ fn wrong_inputs_are_errors_with_the_place_and_both_numbers() {
 }
 
 #[test]
+fn a_name_that_is_not_computed_is_answered_with_what_is_and_how_to_have_it() {
+    fn net(x: Node<'_>) -> Node<'_> {
+        x.layer("stem", Conv2d::k3(4)).feature("stage1").relu()
+    }
+    let model = Model::new(&layer_fn(net), &mut StdRng::seed_from_u64(1)).unwrap();
+    let mut plan = model.plan([1, 3, 8, 8]).unwrap();
+    let outputs = plan.run(&image([1, 3, 8, 8], 1)).unwrap();
+    for name in ["stage1", "stem"] {
+        let error = outputs.get(name).unwrap_err().to_string();
+        let wanted =
+            format!("output `{name}`: this plan computes logits; ask for this one with `PlanOptions::feature`");
+        assert_eq!(error, wanted);
+    }
+    assert_eq!(outputs.get("zzzzzzzzz").unwrap_err().to_string(), "unknown output `zzzzzzzzz`; nearest: logits");
+}
+
+#[test]
 fn nan_pixels_are_passed_on_and_do_not_hang() {
     let model = Model::new(&(Conv2d::k3(8), ClassifierHead::new(4)), &mut StdRng::seed_from_u64(1)).unwrap();
     let mut plan = model.plan([1, 3, 8, 8]).unwrap();

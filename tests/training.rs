@@ -350,6 +350,68 @@ fn a_gradient_that_is_none_stops_training_with_clipping_and_without() {
 }
 
 #[test]
+fn a_step_that_fails_moves_no_running_statistic_and_drops_what_was_accumulated() {
+    let changed = |value: f32| {
+        let mut bad = batch(6);
+        bad.images.as_mut_slice()[5] = value;
+        bad
+    };
+    for clip in [None, Some(Clip::Norm(1.0))] {
+        let mut trainer = trainer(Recipe { clip, ..Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9)) });
+        trainer.step(&batch(6)).unwrap();
+        let before = bits(trainer.params());
+        // The second makes a variance overflow, whatever becomes of the loss.
+        for bad in [f32::NAN, 1e30] {
+            assert!(matches!(trainer.step(&changed(bad)).unwrap_err(), Error::Diverged { .. }));
+            assert_eq!(bits(trainer.params()), before, "{bad} with {clip:?}");
+            trainer.accumulate(&batch(6)).unwrap();
+            assert_ne!(bits(trainer.params()), before, "the statistics follow every batch");
+            assert!(matches!(trainer.accumulate(&changed(bad)).unwrap_err(), Error::Diverged { .. }));
+            assert_eq!((bits(trainer.params()), trainer.gradients().weight()), (before.clone(), 0.0));
+        }
+        trainer.accumulate(&batch(6)).unwrap();
+        let half = bits(trainer.params());
+        trainer.accumulate(&Batch { targets: Targets::Labels(vec![7; 6]), ..batch(6) }).unwrap_err();
+        assert_eq!((bits(trainer.params()), trainer.gradients().weight()), (half, 6.0));
+        trainer.update().unwrap();
+        trainer.step(&batch(6)).unwrap();
+        assert!(trainer.params().iter().all(|(_, value)| value.as_slice().iter().all(|v| v.is_finite())));
+    }
+}
+
+/// Batches that are announced and do not come.
+struct Absent;
+
+impl Source for Absent {
+    fn batches(&self) -> u64 {
+        1
+    }
+
+    fn epoch(&self, _: u64, _: u64) -> Box<dyn Iterator<Item = convzoo::Result<Batch>> + '_> {
+        Box::new(std::iter::empty())
+    }
+}
+
+#[test]
+fn a_test_loss_that_is_none_or_no_test_at_all_is_never_the_best() {
+    let folder = Folder::new("nothing-best");
+    let train = vec![batch(6)];
+    let mut trainer = trainer(recipe(Sgd::default()));
+    let mut run = |test: &dyn Source| {
+        let plan = Fit { folder: Some(&folder.0), ..Fit::new(&train, test, trainer.progress().epoch + 1) };
+        fit(&mut trainer, &plan, &mut Silent).unwrap_err()
+    };
+    for test in [&Vec::<Batch>::new() as &dyn Source, &Absent] {
+        assert!(run(test).to_string().contains("at least one batch to be judged by"));
+    }
+    let mut dark = batch(3);
+    dark.images.as_mut_slice().fill(f32::NAN);
+    let error = run(&vec![batch(3), dark]);
+    assert!(matches!(error, Error::Diverged { what: "test loss", value, .. } if value.is_nan()), "{error}");
+    assert!(!folder.0.join("best.safetensors").exists() && !folder.0.join("best.checkpoint").exists());
+}
+
+#[test]
 fn checkpoints_of_another_network_or_recipe_are_refused_and_change_nothing() {
     let folder = Folder::new("foreign");
     std::fs::create_dir_all(&folder.0).unwrap();

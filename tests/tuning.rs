@@ -91,7 +91,11 @@ fn a_file_that_is_none_and_a_folder_that_is_not_there_are_named() {
         assert_eq!(fs::read_to_string(&file.0).unwrap(), content, "a file that is not ours was written over");
     }
     fs::write(&file.0, [0xff, 0xfe, 0]).unwrap();
-    assert!(refusal(PlanOptions::new().tuned(&file.0)).contains("damaged"));
+    let error = refusal(PlanOptions::new().tuned(&file.0));
+    assert!(
+        error.contains("damaged: is not text from byte 0 on: expected a file beginning with `# convzoo"),
+        "{error}"
+    );
     let nowhere = file.0.with_extension("folder").join("tuned");
     let error = refusal(PlanOptions::new().tuned(&nowhere));
     assert!(error.contains("folder"), "{error}");

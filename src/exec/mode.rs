@@ -5,6 +5,7 @@
 use crate::error::{Error, Result};
 use crate::graph::{NodeId, ParamDef};
 use crate::kernels::conv::Precision;
+use crate::par::default_threads;
 use crate::random::Stream;
 use crate::simd::Isa;
 
@@ -74,7 +75,7 @@ impl TrainOptions {
         TrainOptions::default()
     }
 
-    /// Workers of a plan, the calling thread included. Results do not depend on it.
+    /// Workers of a plan, the calling thread included, 1 to 4096. Results do not depend on it.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
@@ -137,6 +138,11 @@ impl TrainOptions {
         self
     }
 
+    /// Workers and instruction set, or why there can be no such.
+    pub(crate) fn resolve(&self) -> Result<(usize, Isa)> {
+        means("training plan", self.threads, self.isa)
+    }
+
     /// Whether the parameter `name` is frozen.
     pub fn is_frozen(&self, name: &str) -> bool {
         self.frozen.iter().any(|prefix| covers(prefix, name))
@@ -156,6 +162,19 @@ impl TrainOptions {
     pub(super) fn stream(&self, step: u64, node: NodeId) -> Stream {
         Stream::new(self.seed).fork(step).fork(node.index() as u64)
     }
+}
+
+/// The workers and the instruction set of a plan, `at`, as asked for or as found.
+pub(super) fn means(at: &str, threads: Option<usize>, isa: Option<Isa>) -> Result<(usize, Isa)> {
+    let threads = threads.unwrap_or_else(default_threads);
+    if !(1..=4096).contains(&threads) {
+        return Err(Error::mismatch(at, "threads", "1 to 4096", threads));
+    }
+    let isa = isa.unwrap_or_else(Isa::detect);
+    if !Isa::available().contains(&isa) {
+        return Err(Error::invalid(at, format!("this CPU does not have {}", isa.name())));
+    }
+    Ok((threads, isa))
 }
 
 /// Refuses to normalise a channel by itself: `place` is the batch norm, `shape` the `[n, c, h, w]` it reads.

@@ -1,22 +1,35 @@
 //! The evaluation planner: from a drawing, its parameters and one input shape to a list of prepared steps.
 
 use super::memory::{Border, Layout};
+use super::mode::means;
 use super::passes;
 use super::portions::Portions;
 use super::prepare::{self, Means, Prepared, Step};
 use super::program::{Note, Program};
 use super::run::{Runner, Sizes, Turns};
 use super::tuning::Tuning;
-use crate::error::{Error, Result};
-use crate::graph::{Graph, NodeId, Op, Params, Role, Source};
+use crate::error::Result;
+use crate::graph::{Graph, NodeId, Op, Params, Role, Source, check_same};
 use crate::kernels::conv::Precision;
-use crate::par::{Team, default_threads};
+use crate::par::Team;
 use crate::simd::Isa;
 use crate::tensor::Tensor;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// What a plan should compute, and with what.
+///
+/// ```
+/// use convzoo::random::Stream;
+/// use convzoo::{Model, PlanOptions, Tensor, models};
+///
+/// let model = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?;
+/// let options = PlanOptions::new().threads(2).feature("stage3").feature("layer1.0.conv1");
+/// let mut plan = model.plan_with([1, 3, 32, 32], &options)?;
+/// let outputs = plan.run(&Tensor::zeros(&[1, 3, 32, 32]))?;
+/// assert_eq!(outputs.get("stage3")?.shape(), [1, 64, 8, 8]);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
     threads: Option<usize>,
@@ -33,7 +46,7 @@ impl PlanOptions {
         PlanOptions::default()
     }
 
-    /// Workers, the calling thread included; 1 never touches a thread pool. Results do not depend on it.
+    /// Workers, the calling thread included, 1 to 4096; 1 never touches a thread pool. Results do not depend on it.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
@@ -72,18 +85,39 @@ impl PlanOptions {
         self.all_scopes = true;
         self
     }
+
+    /// Workers and instruction set, or why there can be no such.
+    pub(crate) fn resolve(&self) -> Result<(usize, Isa)> {
+        means("plan", self.threads, self.isa)
+    }
 }
 
 /// One network, one input shape, ready to run.
 ///
 /// Auxiliary heads and dead branches are gone, batch norm is folded, activations and residual sums are fused into the
 /// convolutions, concatenations are written in place, weights are packed, and every value lies in one arena. Running
-/// allocates nothing but, with helpers, what it takes to wake them.
+/// allocates nothing.
+///
+/// ```
+/// use convzoo::random::Stream;
+/// use convzoo::{Model, Plan, PlanOptions, Tensor, models};
+///
+/// let (graph, params) = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?.into_parts();
+/// let mut plan = Plan::new(&graph, &params, [8, 3, 32, 32], &PlanOptions::new())?;
+/// for shade in [0.0, 0.5] {
+///     let logits = plan.run(&Tensor::from_fn(&[8, 3, 32, 32], |_| shade))?.logits();
+///     assert_eq!(logits.shape(), [8, 10]);
+/// }
+/// print!("{}", plan.explain());
+/// # Ok::<(), convzoo::Error>(())
+/// ```
 pub struct Plan {
     pub(super) input: [usize; 4],
     pub(super) steps: Vec<Step>,
     pub(super) outputs: Vec<(String, Tensor)>,
     pub(super) runner: Runner,
+    /// Outputs and scopes of the drawing that are not computed but could be.
+    pub(super) taps: Vec<String>,
     notes: Vec<Note>,
     isa: Isa,
     weight_bytes: usize,
@@ -107,18 +141,8 @@ impl Plan {
         input: [usize; 4],
         options: &PlanOptions,
     ) -> Result<Self> {
-        if graph.params() != source.defs() {
-            let found = format!("{} others", source.defs().len());
-            return Err(Error::mismatch("plan", "parameters", format!("the {} drawn", graph.params().len()), found));
-        }
-        let threads = options.threads.unwrap_or_else(default_threads);
-        if threads == 0 || threads > 4096 {
-            return Err(Error::mismatch("plan", "threads", "1 to 4096", threads));
-        }
-        let isa = options.isa.unwrap_or_else(Isa::detect);
-        if !Isa::available().contains(&isa) {
-            return Err(Error::invalid("plan", format!("this CPU does not have {}", isa.name())));
-        }
+        check_same("plan", graph.params(), source.defs())?;
+        let (threads, isa) = options.resolve()?;
         let isa = options.precision.limit(isa);
         let wanted = wanted(graph, options)?;
         let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
@@ -142,7 +166,10 @@ impl Plan {
             let shape = program.shape(id);
             Ok((name, Tensor::try_zeros(if vector { &shape[..2] } else { &shape })?))
         });
-        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let outputs = outputs.collect::<Result<Vec<(String, Tensor)>>>()?;
+        let named = graph.outputs().iter().map(|o| o.name.as_str()).chain(graph.scopes().map(|(path, _)| path));
+        let computed = |name: &str| outputs.iter().any(|(n, _)| n == name);
+        let taps = named.filter(|name| !computed(name)).map(str::to_owned).collect();
         let weight_bytes = steps.iter().map(|s| s.kernel.resident_bytes()).sum();
         let runner = Runner::new(
             team,
@@ -150,7 +177,7 @@ impl Plan {
             turns,
             Sizes { arena: layout.len, lane: layout.lane, outside: 1 + outputs.len() },
         )?;
-        Ok(Plan { input, steps, outputs, runner, notes: program.notes, isa, weight_bytes })
+        Ok(Plan { input, steps, outputs, runner, taps, notes: program.notes, isa, weight_bytes })
     }
 
     /// The input shape `[n, c, h, w]`.

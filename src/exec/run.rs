@@ -288,12 +288,15 @@ impl Plan {
     ///
     /// The outputs borrow the plan's own memory: copy what must outlive the next run. NaN in the image is passed on
     /// as arithmetic does.
+    ///
+    /// # Errors
+    /// An image of another shape.
     pub fn run(&mut self, image: &Tensor) -> Result<Outputs<'_>> {
         self.lend(image)?;
         // SAFETY: the layout keeps maps that are alive at the same time apart and inside the arena; the image was checked
         // to have the planned shape, the outputs have theirs.
         unsafe { self.runner.run_all(&self.steps) };
-        Ok(Outputs { values: &self.outputs })
+        Ok(Outputs { values: &self.outputs, taps: &self.taps })
     }
 
     /// Runs the network step by step, timing each: where the time goes. Slower than [`Plan::run`] by a wake-up of the
@@ -346,17 +349,54 @@ pub struct StepTime {
 }
 
 /// The outputs of one run, by name.
+///
+/// ```
+/// use convzoo::random::Stream;
+/// use convzoo::{Model, PlanOptions, Tensor, models};
+///
+/// let model = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?;
+/// let mut plan = model.plan_with([2, 3, 32, 32], &PlanOptions::new().feature("stage1"))?;
+/// let outputs = plan.run(&Tensor::zeros(&[2, 3, 32, 32]))?;
+/// assert_eq!(outputs.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["logits", "stage1"]);
+/// assert_eq!(outputs.get("stage1")?.shape(), [2, 16, 32, 32]);
+/// let error = outputs.get("stage2").unwrap_err().to_string();
+/// assert!(error.contains("PlanOptions::feature"));
+/// # Ok::<(), convzoo::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Outputs<'a> {
     pub(super) values: &'a [(String, Tensor)],
+    /// What else the drawing has and a plan can be asked for.
+    pub(super) taps: &'a [String],
 }
 
 impl<'a> Outputs<'a> {
     /// The output or feature `name`: `[n, c]` for vectors, `[n, c, h, w]` for maps.
+    ///
+    /// # Errors
+    /// A name that is none of the outputs, which are listed; whether [`PlanOptions::feature`](super::PlanOptions::feature)
+    /// would have it computed is said.
     pub fn get(&self, name: &str) -> Result<&'a Tensor> {
         let found = self.values.iter().find(|(n, _)| n == name);
+        found.map(|(_, tensor)| tensor).ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &str) -> Error {
         let known = || self.values.iter().map(|(n, _)| n.as_str());
-        found.map(|(_, tensor)| tensor).ok_or_else(|| Error::unknown("output", name, known()))
+        const SHOWN: usize = 8;
+        let listed = known().take(SHOWN).collect::<Vec<_>>().join(", ");
+        let more = self.values.len().saturating_sub(SHOWN);
+        let listed = if more > 0 { format!("{listed} and {more} more") } else { listed };
+        if self.taps.iter().any(|tap| tap == name) {
+            let problem = format!("this plan computes {listed}; ask for this one with `PlanOptions::feature`");
+            return Error::invalid(format!("output `{name}`"), problem);
+        }
+        match Error::unknown("output", name, known().chain(self.taps.iter().map(String::as_str))) {
+            Error::Unknown { kind, name, nearest } if nearest.is_empty() => {
+                Error::Unknown { kind, name, nearest: known().take(SHOWN).map(str::to_owned).collect() }
+            }
+            error => error,
+        }
     }
 
     /// The primary output.

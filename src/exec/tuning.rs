@@ -102,15 +102,27 @@ fn read(path: &Path) -> Result<Found> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::new()),
         Err(error) => return Err(io(error)),
     };
-    let mut text = String::new();
-    let read = file.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(io)? as u64;
+    let mut bytes = Vec::new();
+    let read = file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io)? as u64;
     let name = || path.display().to_string();
     if read > MOST_BYTES {
         return Err(Error::limit(name(), "bytes", MOST_BYTES, read));
     }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::format(name(), format!("is not text from byte {at} on: expected a file beginning with `{HEADER}`"))
+    })?;
     let entry = |(i, line): (usize, &str)| {
         let parsed = line.rsplit_once('\t').and_then(|(key, way)| Some((key.to_owned(), Algorithm::named(way)?)));
-        parsed.ok_or_else(|| Error::format(name(), format!("line {} names no way to compute a convolution", i + 1)))
+        parsed.ok_or_else(|| {
+            Error::format(
+                name(),
+                format!(
+                    "line {} names no way to compute a convolution: expected a file beginning with `{HEADER}`",
+                    i + 1
+                ),
+            )
+        })
     };
     text.lines().enumerate().filter(|(_, line)| !line.starts_with('#') && !line.is_empty()).map(entry).collect()
 }

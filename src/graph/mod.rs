@@ -15,6 +15,7 @@ mod source;
 pub use layer::{Layer, LayerFn, layer_fn};
 pub use node::{Node, concat};
 pub use op::{Drawn, Op, Size};
+pub(crate) use params::check_same;
 pub use params::{ParamDef, ParamId, ParamKind, Params};
 pub use source::Source;
 pub(crate) use source::released;
@@ -97,7 +98,7 @@ impl Graph {
     pub fn draw(channels: usize, network: &(impl Layer + ?Sized)) -> Result<Graph> {
         let drawing = node::Drawing::default();
         let input = drawing.input(channels);
-        let end = network.build(input);
+        let end = input.then(network);
         end.output(LOGITS, Role::Primary);
         let state = drawing.finish()?;
         let mut graph =

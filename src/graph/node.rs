@@ -6,8 +6,9 @@ use super::params::{ParamDef, ParamId, ParamKind};
 use super::{NodeDef, NodeId, Output, Role};
 use crate::activation::Activation;
 use crate::error::{Error, Result};
+use crate::shape::checked_volume;
 use crate::tensor::Init;
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::HashSet;
 
 /// A graph while it is being drawn.
@@ -39,9 +40,12 @@ impl Drawing {
         if channels == 0 {
             state.error = Some(Error::invalid("input", "a network needs at least 1 input channel, found 0"));
         }
+        if let Err(error) = checked_volume(&[channels], "input") {
+            state.fail(error);
+        }
         let drawn = Drawn { channels, size: Size::Free };
         state.nodes.push(NodeDef { op: Op::Input { channels }, inputs: vec![], path: "input".into(), drawn });
-        Node { drawing: self, id: NodeId(0) }
+        Node { drawing: Some(self), id: NodeId(0) }
     }
 }
 
@@ -56,13 +60,7 @@ impl State {
 
     fn record(&mut self, op: Op, inputs: Vec<NodeId>) -> Result<NodeId> {
         let drawn: Vec<Drawn> = inputs.iter().map(|id| self.nodes[id.0].drawn).collect();
-        let out = match op {
-            Op::Conv { weight, .. } | Op::DeformConv { weight, .. } | Op::Linear { weight, .. } => {
-                Some(self.params[weight.0].shape[0])
-            }
-            _ => None,
-        };
-        let drawn = op.draw(&self.place(), &drawn, out)?;
+        let drawn = op.draw(&self.place(), &drawn, &self.params)?;
         self.nodes.push(NodeDef { op, inputs, path: self.path.join("."), drawn });
         Ok(NodeId(self.nodes.len() - 1))
     }
@@ -76,27 +74,42 @@ impl State {
 /// [`Graph::draw`]: super::Graph::draw
 #[derive(Clone, Copy)]
 pub struct Node<'g> {
-    drawing: &'g Drawing,
+    /// None for the concatenation of nothing, which is an error of the drawing it gets into.
+    drawing: Option<&'g Drawing>,
     pub(super) id: NodeId,
 }
 
 impl<'g> Node<'g> {
-    /// Draws `layer` inside the scope `name`: its parameters are called `<scope>.<name>.…`.
+    fn state(self) -> Option<RefMut<'g, State>> {
+        self.drawing.map(|drawing| drawing.state.borrow_mut())
+    }
+
+    /// Draws `layer` inside the scope `name`: its parameters are called `<scope>.<name>.…`. A name that is empty or has a
+    /// dot in it is an error.
     pub fn layer(self, name: &str, layer: impl Layer) -> Node<'g> {
-        self.drawing.state.borrow_mut().path.push(name.to_owned());
-        let out = layer.build(self);
-        let mut state = self.drawing.state.borrow_mut();
-        let path = state.path.join(".");
-        state.path.pop();
-        if state.error.is_none() {
-            state.scopes.push((path, out.id));
+        if let Some(mut state) = self.state() {
+            if name.is_empty() || name.contains('.') {
+                let problem = format!("a layer cannot be called `{name}`: a name is not empty and has no dot");
+                let place = state.place();
+                state.fail(Error::invalid(place, problem));
+            }
+            state.path.push(name.to_owned());
+        }
+        let out = self.then(layer);
+        if let Some(mut state) = self.state() {
+            let path = state.path.join(".");
+            state.path.pop();
+            if state.error.is_none() {
+                state.scopes.push((path, out.id));
+            }
         }
         out
     }
 
     /// Draws `layer` without opening a scope.
     pub fn then(self, layer: impl Layer) -> Node<'g> {
-        layer.build(self)
+        let out = layer.build(self);
+        if out.drawing.is_none() { self.fail(NOTHING) } else { out }
     }
 
     /// Hangs an auxiliary classifier on this point: training adds `weight` × its loss, evaluation prunes it.
@@ -115,10 +128,7 @@ impl<'g> Node<'g> {
 
     /// Registers this point as an output.
     pub fn output(self, name: &str, role: Role) {
-        let mut state = self.drawing.state.borrow_mut();
-        if state.error.is_some() {
-            return;
-        }
+        let Some(mut state) = self.state().filter(|state| state.error.is_none()) else { return };
         if state.outputs.iter().any(|o| o.name == name) {
             let place = state.place();
             return state.fail(Error::invalid(place, format!("two outputs are called `{name}`")));
@@ -128,9 +138,9 @@ impl<'g> Node<'g> {
 
     /// Defines a parameter of the current scope. Two parameters of one name are an error.
     pub fn param(self, name: &str, shape: &[usize], kind: ParamKind, init: Init) -> ParamId {
-        let mut state = self.drawing.state.borrow_mut();
+        let Some(mut state) = self.state() else { return ParamId(0) };
         let name = if state.path.is_empty() { name.to_owned() } else { format!("{}.{name}", state.path.join(".")) };
-        if shape.contains(&0) || crate::shape::checked_volume(shape, &name).is_err() {
+        if shape.contains(&0) || checked_volume(shape, &name).is_err() {
             state.fail(Error::invalid(&name, format!("a parameter cannot have shape {shape:?}")));
         } else if !state.names.insert(name.clone()) && state.error.is_none() {
             state.fail(Error::invalid(&name, "two parameters have this name"));
@@ -141,13 +151,18 @@ impl<'g> Node<'g> {
 
     /// Records `op` on `inputs`; the general form of every method below, open to layers of one's own.
     pub fn apply(self, op: Op, inputs: &[Node<'g>]) -> Node<'g> {
-        let mut state = self.drawing.state.borrow_mut();
+        let Some(drawing) = self.drawing else {
+            // Whoever it meets keeps the error.
+            return inputs.iter().find(|n| n.drawing.is_some()).map_or(self, |n| n.fail(NOTHING));
+        };
+        let mut state = drawing.state.borrow_mut();
         if state.error.is_some() {
             return self;
         }
-        if inputs.iter().any(|n| !std::ptr::eq(n.drawing, self.drawing)) {
+        if inputs.iter().any(|n| n.drawing.is_none_or(|other| !std::ptr::eq(other, drawing))) {
+            let nothing = inputs.iter().any(|n| n.drawing.is_none());
             let place = state.place();
-            state.fail(Error::invalid(place, "nodes of two drawings meet"));
+            state.fail(Error::invalid(place, if nothing { NOTHING } else { "nodes of two drawings meet" }));
             return self;
         }
         match state.record(op, inputs.iter().map(|n| n.id).collect()) {
@@ -163,21 +178,24 @@ impl<'g> Node<'g> {
     ///
     /// [`Graph::draw`]: super::Graph::draw
     pub fn fail(self, problem: impl Into<String>) -> Node<'g> {
-        let mut state = self.drawing.state.borrow_mut();
-        let place = state.place();
-        state.fail(Error::invalid(place, problem));
+        if let Some(mut state) = self.state() {
+            let place = state.place();
+            state.fail(Error::invalid(place, problem));
+        }
         self
     }
 
     /// Like [`Node::fail`], with an error that is already made.
     pub fn fail_with(self, error: Error) -> Node<'g> {
-        self.drawing.state.borrow_mut().fail(error);
+        if let Some(mut state) = self.state() {
+            state.fail(error);
+        }
         self
     }
 
     /// The current scope's path, `network` at the root: what an error should name.
     pub fn path(self) -> String {
-        self.drawing.state.borrow().place()
+        self.state().map_or_else(|| "network".to_owned(), |state| state.place())
     }
 
     /// Channels at this point.
@@ -191,7 +209,7 @@ impl<'g> Node<'g> {
     }
 
     fn drawn(self) -> Drawn {
-        self.drawing.state.borrow().nodes[self.id.0].drawn
+        self.state().map_or(Drawn { channels: 1, size: Size::Free }, |state| state.nodes[self.id.0].drawn)
     }
 
     /// Element-wise function.
@@ -238,9 +256,59 @@ impl<'g> std::ops::Mul for Node<'g> {
     }
 }
 
-/// The channels of all `nodes`, one after the other. Panics on an empty list, which is a mistake in a layer's source
-/// and not in its input.
+/// Why a node may belong to no drawing.
+const NOTHING: &str = "a concatenation of no nodes";
+
+/// The channels of all `nodes`, one after the other. Of none it is an error of the drawing that its result gets into.
+///
+/// ```
+/// use convzoo::graph::{Graph, Node, concat, layer_fn};
+/// use convzoo::layers::Conv2d;
+///
+/// fn net(x: Node<'_>) -> Node<'_> {
+///     concat([x.layer("fine", Conv2d::k1(4)), x.layer("coarse", Conv2d::k3(8))])
+/// }
+/// assert_eq!(Graph::draw(3, &layer_fn(net))?.shapes([1, 3, 8, 8], false)?[3], [1, 12, 8, 8]);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
 pub fn concat<'g>(nodes: impl AsRef<[Node<'g>]>) -> Node<'g> {
     let nodes = nodes.as_ref();
-    nodes[0].apply(Op::Concat, nodes)
+    nodes.first().map_or(Node { drawing: None, id: NodeId(0) }, |first| first.apply(Op::Concat, nodes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Graph, layer_fn};
+
+    fn error(draw: impl for<'g> Fn(Node<'g>) -> Node<'g>) -> String {
+        Graph::draw(3, &layer_fn(draw)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn names_that_would_be_others_in_a_state_dict_are_errors() {
+        for name in ["", "a.b", "."] {
+            let found = error(|x| x.layer("outer", layer_fn(|x: Node<'_>| x.layer(name, Activation::Relu))));
+            assert_eq!(found, format!("outer: a layer cannot be called `{name}`: a name is not empty and has no dot"));
+            assert!(error(|x| x.aux(name, Activation::Relu, 0.3)).contains("cannot be called"));
+        }
+    }
+
+    #[test]
+    fn a_concatenation_of_nothing_is_an_error_of_the_drawing_wherever_it_gets_into_it() {
+        fn nothing<'g>(_: Node<'g>) -> Node<'g> {
+            concat([]).relu().layer("a", Activation::Relu).feature("f").fail("never told")
+        }
+        assert_eq!(error(nothing), "network: a concatenation of no nodes");
+        assert_eq!(error(|x| x.layer("branch", layer_fn(nothing)).relu()), "branch: a concatenation of no nodes");
+        for draw in
+            [(|x| x + concat([])) as for<'g> fn(Node<'g>) -> Node<'g>, |x| concat([]) * x, |x| concat([concat([]), x])]
+        {
+            assert_eq!(error(draw), "network: a concatenation of no nodes");
+        }
+        assert_eq!(
+            (concat([]).channels(), concat([]).size(), concat([]).path()),
+            (1, Size::Free, "network".to_owned())
+        );
+    }
 }

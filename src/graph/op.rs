@@ -3,10 +3,13 @@
 //! Adding a variant is a compile error in the shape rule here, in the reference executor and in the planner until each
 //! of them handles it.
 
-use super::params::ParamId;
+use super::params::{ParamDef, ParamId};
 use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::shape::{Window, checked_volume};
+
+/// Channels a local response norm may sum over.
+const MOST_NEIGHBOURS: usize = 1 << 20;
 
 /// One operation of the drawing. Inputs are listed in the order the variant's documentation names them.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,26 +191,87 @@ impl Op {
         }
     }
 
-    /// What the drawing may know of the output, given its inputs and `out`, the output channels of a weighted layer.
-    pub(super) fn draw(&self, at: &str, inputs: &[Drawn], out: Option<usize>) -> Result<Drawn> {
-        let Some(&x) = inputs.first() else {
-            let Op::Input { channels } = *self else { return Err(Error::invalid(at, "an operation needs an input")) };
-            return Ok(Drawn { channels, size: Size::Free });
+    /// What the drawing may know of the output, given its inputs and the parameters drawn so far.
+    pub(super) fn draw(&self, at: &str, inputs: &[Drawn], params: &[ParamDef]) -> Result<Drawn> {
+        let Some(&x) = inputs.first() else { return Err(Error::invalid(at, "an operation needs an input")) };
+        let wanted = match self {
+            Op::Input { .. } => return Err(Error::invalid(at, "the input takes no inputs")),
+            Op::Concat => 1..=usize::MAX,
+            Op::DeformConv { .. } => 2..=3,
+            Op::Add | Op::Mul => 2..=2,
+            _ => 1..=1,
         };
-        let channels = out.unwrap_or(x.channels);
+        if !wanted.contains(&inputs.len()) {
+            let expected = format!("{} to {}", wanted.start(), wanted.end());
+            return Err(Error::mismatch(at, "inputs", expected, inputs.len()));
+        }
+        let channels = self.check_params(at, x.channels, params)?;
+        let drawn = self.drawn(at, inputs, channels)?;
+        let [h, w] = if let Size::Fixed(size) = drawn.size { size } else { [1, 1] };
+        checked_volume(&[drawn.channels, h, w], at)?;
+        Ok(drawn)
+    }
+
+    /// The output channels of a layer with weights, otherwise those of its input; fails unless the parameters fit it.
+    fn check_params(&self, at: &str, channels: usize, params: &[ParamDef]) -> Result<usize> {
+        let def =
+            |id: ParamId| params.get(id.0).ok_or_else(|| Error::invalid(at, "a parameter of another drawing is read"));
+        let fits = |id: ParamId, wanted: &[usize]| {
+            let ParamDef { name, shape, .. } = def(id)?;
+            if shape != wanted {
+                return Err(Error::mismatch(name, "shape", format!("{wanted:?}"), format!("{shape:?}")));
+            }
+            Ok(())
+        };
+        let divides = |what: &str, groups: usize, channels: usize, side: &str| match groups {
+            0 => Err(Error::invalid(at, format!("{what} = 0"))),
+            _ if channels.is_multiple_of(groups) => Ok(()),
+            _ => Err(Error::invalid(at, format!("{what} = {groups} does not divide {channels} {side} channels"))),
+        };
+        if let Op::DeformConv { offset_groups, .. } = *self {
+            divides("offset groups", offset_groups, channels, "input")?;
+        }
+        match *self {
+            Op::Conv { weight, bias, window, groups } | Op::DeformConv { weight, bias, window, groups, .. } => {
+                let out = def(weight)?.shape.first().copied().unwrap_or(0);
+                divides("groups", groups, channels, "input")?;
+                divides("groups", groups, out, "output")?;
+                let [rows, columns] = window.kernel;
+                fits(weight, &[out, channels / groups, rows, columns])?;
+                bias.map_or(Ok(out), |bias| fits(bias, &[out]).map(|()| out))
+            }
+            Op::Linear { weight, bias } => {
+                let out = def(weight)?.shape.first().copied().unwrap_or(0);
+                fits(weight, &[out, channels])?;
+                bias.map_or(Ok(out), |bias| fits(bias, &[out]).map(|()| out))
+            }
+            Op::BatchNorm { .. } => {
+                self.params().into_iter().try_for_each(|id| fits(id, &[channels])).map(|()| channels)
+            }
+            _ => Ok(channels),
+        }
+    }
+
+    /// As [`draw`](Self::draw), with as many inputs as the operation has and `channels` where those follow from weights.
+    fn drawn(&self, at: &str, inputs: &[Drawn], channels: usize) -> Result<Drawn> {
+        let x = inputs[0];
         let map = || match x.size {
             Size::Vector => Err(Error::invalid(at, format!("{} needs a map, found a vector", self.name()))),
             _ => Ok(()),
         };
         let slid = |window: &Window| -> Result<Drawn> {
             map()?;
+            window.validate(at)?;
             let Size::Fixed(size) = x.size else { return Ok(Drawn { channels, size: Size::Free }) };
             Ok(Drawn { channels, size: Size::Fixed(window.place(size, at)?.output) })
         };
         match self {
-            Op::Input { .. } => Err(Error::invalid(at, "the input takes no inputs")),
+            Op::Input { channels } => Ok(Drawn { channels: *channels, size: Size::Free }),
             Op::Conv { window, .. } | Op::DeformConv { window, .. } => slid(window),
-            Op::MaxPool { window } | Op::AvgPool { window, .. } => slid(window),
+            Op::MaxPool { window } | Op::AvgPool { window, .. } => {
+                window.validate_pooling(at)?;
+                slid(window)
+            }
             Op::Linear { .. } if x.size != Size::Vector => {
                 Err(Error::invalid(at, "a linear layer needs a vector: flatten the map first"))
             }
@@ -219,7 +283,10 @@ impl Op {
                 }
                 Ok(Drawn { channels, size: Size::Fixed(*output) })
             }
-            Op::LocalResponseNorm { size: 0, .. } => Err(Error::invalid(at, "local response norm over 0 channels")),
+            Op::LocalResponseNorm { size, .. } if !(1..=MOST_NEIGHBOURS).contains(size) => {
+                let problem = format!("local response norm over {size} channels, not 1 to {MOST_NEIGHBOURS}");
+                Err(Error::invalid(at, problem))
+            }
             Op::BatchNorm { .. }
             | Op::LocalResponseNorm { .. }
             | Op::Activation(_)
@@ -227,32 +294,20 @@ impl Op {
             | Op::Dropout { .. }
             | Op::StochasticDepth { .. } => Ok(x),
             Op::Add => same(at, "add", inputs),
-            Op::Mul => {
-                let gate = inputs[1];
-                if gate.channels != x.channels {
-                    return Err(Error::mismatch(at, "channels of the gate", x.channels, gate.channels));
-                }
-                Ok(x)
+            Op::Mul if inputs[1].channels != x.channels => {
+                Err(Error::mismatch(at, "channels of the gate", x.channels, inputs[1].channels))
             }
-            Op::Concat => {
-                let channels = inputs.iter().map(|d| d.channels).sum();
-                let fixed = inputs.iter().find(|d| matches!(d.size, Size::Fixed(_)));
-                if let Some(odd) = inputs.iter().find(|d| (d.size == Size::Vector) != (x.size == Size::Vector)) {
-                    return Err(Error::mismatch(
-                        at,
-                        "sizes to concatenate",
-                        format!("{:?}", x.size),
-                        format!("{:?}", odd.size),
-                    ));
-                }
-                Ok(Drawn { channels, size: fixed.unwrap_or(&x).size })
+            Op::Mul => Ok(x),
+            Op::Concat => joined(at, inputs),
+            Op::ChannelPad { before, after } => {
+                let padded = before.checked_add(*after).and_then(|more| x.channels.checked_add(more));
+                let problem = || format!("{before} channels before and {after} after {} are too many", x.channels);
+                Ok(Drawn { channels: padded.ok_or_else(|| Error::invalid(at, problem()))?, ..x })
             }
-            Op::ChannelPad { before, after } => Ok(Drawn { channels: x.channels + before + after, ..x }),
             Op::ChannelSlice { start, len } => {
-                if *len == 0 || start + len > x.channels {
-                    let what = format!("channels {start}..{} of {}", start + len, x.channels);
-                    return Err(Error::invalid(at, what));
-                }
+                let end = start.checked_add(*len).filter(|end| *len > 0 && *end <= x.channels);
+                let problem = || format!("{len} channels from {start} on, of {}", x.channels);
+                end.ok_or_else(|| Error::invalid(at, problem()))?;
                 Ok(Drawn { channels: *len, ..x })
             }
             Op::Flatten => match x.size {
@@ -280,7 +335,7 @@ impl Op {
             Op::DeformConv { window, offset_groups, .. } => {
                 let [ho, wo] = window.place([h, w], at)?.output;
                 for (input, per_tap) in inputs[1..].iter().zip([2, 1]) {
-                    let wanted = [n, per_tap * offset_groups * window.taps(), ho, wo];
+                    let wanted = [n, checked_volume(&[per_tap, *offset_groups, window.taps()], at)?, ho, wo];
                     if *input != wanted {
                         let what = if per_tap == 2 { "offsets" } else { "mask" };
                         return Err(Error::mismatch(at, what, format!("{wanted:?}"), format!("{input:?}")));
@@ -321,6 +376,17 @@ impl Op {
     }
 }
 
+fn joined(at: &str, inputs: &[Drawn]) -> Result<Drawn> {
+    let x = inputs[0];
+    if let Some(odd) = inputs.iter().find(|d| (d.size == Size::Vector) != (x.size == Size::Vector)) {
+        return Err(Error::mismatch(at, "sizes to concatenate", format!("{:?}", x.size), format!("{:?}", odd.size)));
+    }
+    let channels = inputs.iter().try_fold(0usize, |sum, d| sum.checked_add(d.channels));
+    let too_many = || Error::invalid(at, format!("the channels of {} maps are too many to count", inputs.len()));
+    let fixed = inputs.iter().find(|d| matches!(d.size, Size::Fixed(_)));
+    Ok(Drawn { channels: channels.ok_or_else(too_many)?, size: fixed.unwrap_or(&x).size })
+}
+
 fn same(at: &str, what: &'static str, inputs: &[Drawn]) -> Result<Drawn> {
     let x = inputs[0];
     for y in &inputs[1..] {
@@ -337,4 +403,88 @@ fn same(at: &str, what: &'static str, inputs: &[Drawn]) -> Result<Drawn> {
         }
     }
     Ok(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Graph, Node, ParamKind, concat, layer_fn};
+    use crate::shape::Padding;
+    use crate::tensor::Init;
+
+    fn error(draw: impl for<'g> Fn(Node<'g>) -> Node<'g>) -> String {
+        Graph::draw(8, &layer_fn(|x: Node<'_>| x.layer("here", layer_fn(&draw)))).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn channels_that_wrap_around_are_refused_and_read_nothing() {
+        const MOST: usize = usize::MAX;
+        for (start, len) in [(MOST, 2), (MOST - 3, 8), (2, MOST), (7, 2), (0, 0)] {
+            let found = error(|x| x.channel_slice(start, len));
+            assert_eq!(found, format!("here: {len} channels from {start} on, of 8"));
+        }
+        for (before, after) in [(MOST - 50, 52), (MOST, MOST), (MOST - 8, 1), (MOST / 2, 0)] {
+            let found = error(|x| x.apply(Op::ChannelPad { before, after }, &[x]));
+            assert!(found.starts_with("here: "), "{found}");
+        }
+        fn half(x: Node<'_>) -> Node<'_> {
+            x.apply(Op::ChannelPad { before: 1 << 45, after: 0 }, &[x])
+        }
+        assert!(error(|x| concat(vec![half(x); 1 << 19])).contains("too many to count"));
+        assert!(error(|x| concat([half(x), half(x)])).contains("more elements than memory can address"));
+        assert!(Graph::draw(MOST, &layer_fn(|x: Node<'_>| x.relu())).is_err());
+        for size in [0, MOST, MOST - 6] {
+            let norm = Op::LocalResponseNorm { size, alpha: 1.0, beta: 1.0, k: 1.0 };
+            assert!(error(|x| x.apply(norm.clone(), &[x])).contains("not 1 to 1048576"));
+        }
+    }
+
+    #[test]
+    fn sizes_that_wrap_around_are_refused() {
+        let pooled = |side: usize| error(move |x| x.apply(Op::AdaptiveAvgPool { output: [side; 2] }, &[x]));
+        for side in [usize::MAX, 1 << 32, 1 << 31] {
+            assert!(pooled(side).contains("more elements than memory can address"), "{side}");
+        }
+    }
+
+    #[test]
+    fn windows_of_layers_of_ones_own_are_checked_too() {
+        let good = Window::square(3);
+        let bad = [
+            Window::square(0),
+            Window { stride: [1, 0], ..good },
+            Window { dilation: [usize::MAX, 1], ..good },
+            Window { padding: Padding::Symmetric([usize::MAX, 0]), ..good },
+            Window { padding: Padding::Symmetric([2, 2]), ..good },
+        ];
+        for window in bad {
+            for op in [Op::MaxPool { window }, Op::AvgPool { window, count_include_pad: false }] {
+                let found = error(|x| x.apply(op.clone(), &[x]));
+                assert!(found.starts_with("here: "), "{found}");
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_and_inputs_that_do_not_fit_their_operation_are_refused() {
+        let param = |x: Node<'_>, shape: &[usize]| x.param("w", shape, ParamKind::Weight, Init::Constant(0.0));
+        for (shape, groups) in [(&[4, 8, 3, 3][..], 1), (&[4, 8, 1, 1], 2), (&[4], 1), (&[], 1), (&[4, 8, 1, 1], 0)] {
+            let conv = |weight| Op::Conv { weight, bias: None, window: Window::square(1), groups };
+            let found = error(|x| x.apply(conv(param(x, shape)), &[x]));
+            assert!(found.contains("here") && (found.contains("shape") || found.contains("groups")), "{found}");
+        }
+        let found = error(|x| {
+            let w = param(x, &[7]);
+            x.apply(Op::BatchNorm { scale: None, shift: None, mean: w, var: w, eps: 1.0, momentum: 0.0 }, &[x])
+        });
+        assert_eq!(found, "here.w: shape: expected [8], found [7]");
+        let foreign = ParamId(9);
+        let found = error(|x| x.global_avg_pool().flatten().apply(Op::Linear { weight: foreign, bias: None }, &[x]));
+        assert!(found.contains("another drawing"), "{found}");
+        for op in [Op::Add, Op::Mul, Op::Input { channels: 3 }] {
+            assert!(error(|x| x.apply(op.clone(), &[x])).contains("input"));
+        }
+        assert!(error(|x| x.apply(Op::Flatten, &[x, x])).contains("inputs: expected 1 to 1, found 2"));
+        assert!(error(|x| x.apply(Op::Concat, &[])).contains("needs an input"));
+    }
 }

@@ -190,7 +190,7 @@ impl Filters {
 
     /// Inputs that meet in one output: what PyTorch's default bias depends on.
     pub(super) fn fan_in(&self, input: usize) -> usize {
-        input / self.groups * self.window.taps()
+        (input / self.groups).saturating_mul(self.window.taps())
     }
 }
 

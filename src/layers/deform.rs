@@ -123,15 +123,16 @@ impl Layer for DeformConv2d {
         let bias = self.bias.then(|| x.param("bias", &[self.out], ParamKind::Bias, Init::Constant(0.0)));
 
         let fields = offset_groups.saturating_mul(window.taps());
-        let predicted = fields.saturating_mul(if self.modulated { 3 } else { 2 });
+        let moves = fields.saturating_mul(2);
+        let predicted = if self.modulated { moves.saturating_add(fields) } else { moves };
         let zero = Init::Constant(0.0);
         let branch = Conv2d::k(self.kernel, predicted).stride(self.stride).dilation(self.dilation);
         let branch = if let Pad::Exact([padding, _]) = self.padding { branch.padding(padding) } else { branch };
         let field = x.layer("conv_offset", branch.init(zero).bias_init(zero));
         let mut inputs = vec![x, field];
         if self.modulated {
-            inputs[1] = field.channel_slice(0, 2 * fields);
-            inputs.push(field.channel_slice(2 * fields, fields).activation(Activation::Sigmoid));
+            inputs[1] = field.channel_slice(0, moves);
+            inputs.push(field.channel_slice(moves, fields).activation(Activation::Sigmoid));
         }
         x.apply(Op::DeformConv { weight, bias, window, groups, offset_groups }, &inputs)
     }

@@ -19,6 +19,16 @@ use crate::tensor::Init;
 ///
 /// # Errors
 /// An `eps` that is not a positive number; a `momentum` outside 0 ..= 1.
+///
+/// ```
+/// use convzoo::graph::Graph;
+/// use convzoo::layers::{BatchNorm, Conv2d};
+///
+/// let graph = Graph::draw(3, &(Conv2d::k3(16).no_bias(), BatchNorm::new().eps(1e-3).momentum(0.01)))?;
+/// let names: Vec<_> = graph.params().iter().map(|p| p.name.as_str()).collect();
+/// assert_eq!(names, ["0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"]);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchNorm {
     eps: f32,

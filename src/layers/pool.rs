@@ -1,22 +1,7 @@
 //! Pooling.
 
-use crate::error::Error;
 use crate::graph::{Layer, Node, Op};
 use crate::shape::{Padding, Window};
-
-/// Checks a pooling window: PyTorch's rule that at most half of it may lie in the padding, so that none is empty.
-fn check(window: &Window, x: Node<'_>) -> Result<(), Error> {
-    let at = x.path();
-    window.validate(&at)?;
-    let Padding::Symmetric(padding) = window.padding else { return Ok(()) };
-    for (axis, found) in padding.into_iter().enumerate() {
-        let span = window.span(axis);
-        if found > span / 2 {
-            return Err(Error::invalid(at, format!("padding = {found} is over half of a window spanning {span}")));
-        }
-    }
-    Ok(())
-}
 
 /// Maximum over a sliding window; padding counts as −∞.
 ///
@@ -69,10 +54,7 @@ impl MaxPool {
 
 impl Layer for MaxPool {
     fn build<'g>(&self, x: Node<'g>) -> Node<'g> {
-        match check(&self.0, x) {
-            Ok(()) => x.apply(Op::MaxPool { window: self.0 }, &[x]),
-            Err(error) => x.fail_with(error),
-        }
+        x.apply(Op::MaxPool { window: self.0 }, &[x])
     }
 }
 
@@ -122,10 +104,7 @@ impl AvgPool {
 impl Layer for AvgPool {
     fn build<'g>(&self, x: Node<'g>) -> Node<'g> {
         let AvgPool { window, count_include_pad } = *self;
-        match check(&window, x) {
-            Ok(()) => x.apply(Op::AvgPool { window, count_include_pad }, &[x]),
-            Err(error) => x.fail_with(error),
-        }
+        x.apply(Op::AvgPool { window, count_include_pad }, &[x])
     }
 }
 

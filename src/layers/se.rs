@@ -104,7 +104,11 @@ impl Layer for SeBlock {
         let channels = x.channels();
         let squeezed = self.squeezed(channels);
         if squeezed == 0 {
-            return x.fail(format!("{channels} channels squeezed to 0: {:?}", self.squeeze));
+            let how = match self.squeeze {
+                Squeeze::Width(width) => format!("a width of {width}"),
+                Squeeze::Reduction { by, .. } => format!("a reduction by {by}"),
+            };
+            return x.fail(format!("{channels} channels squeezed to 0: {how}"));
         }
         let fc = |out| {
             let conv = Conv2d::k1(out).init(self.init);
@@ -127,9 +131,13 @@ mod tests {
 
     #[test]
     fn squeezing_to_nothing_is_an_error() {
-        for se in [SeBlock::reduction(16), SeBlock::reduction(0), SeBlock::width(0)] {
+        for (se, how) in [
+            (SeBlock::reduction(16), "a reduction by 16"),
+            (SeBlock::reduction(0), "a reduction by 0"),
+            (SeBlock::width(0), "a width of 0"),
+        ] {
             let error = Graph::draw(8, &(se,)).unwrap_err().to_string();
-            assert!(error.starts_with("0: 8 channels squeezed to 0"), "{error}");
+            assert_eq!(error, format!("0: 8 channels squeezed to 0: {how}"));
         }
         assert!(Graph::draw(8, &SeBlock::reduction(16).divisor(8)).is_ok());
     }

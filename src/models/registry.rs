@@ -94,6 +94,19 @@ pub fn get(name: &str) -> Result<&'static ModelInfo> {
 }
 
 /// The network of that name as a layer, for `num_classes` classes if given.
+///
+/// ```
+/// use convzoo::graph::Graph;
+/// use convzoo::models;
+///
+/// let graph = Graph::draw(3, &models::build("resnet20", Some(100))?)?;
+/// assert_eq!(graph.params().last().unwrap().shape, [100]);
+/// assert_eq!(Graph::draw(3, &models::build("resnet20", None)?)?.params().last().unwrap().shape, [10]);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
+///
+/// # Errors
+/// An unknown name, with the nearest ones. A number of classes that cannot be is an error of drawing it.
 pub fn build(name: &str, num_classes: Option<usize>) -> Result<Box<dyn Layer>> {
     let config = ModelConfig::named(name)?;
     Ok(Box::new(match num_classes {

@@ -45,31 +45,43 @@ pub enum Init {
 
 impl Init {
     /// Draws a tensor of `shape` (output channels first).
+    ///
+    /// # Panics
+    /// As [`Tensor::zeros`].
     pub fn draw(self, shape: &[usize], rng: &mut impl Rng) -> Tensor {
-        let receptive: usize = shape.iter().skip(2).product();
-        let fan_in = (shape.get(1).copied().unwrap_or(1) * receptive).max(1) as f32;
-        let fan_out = (shape.first().copied().unwrap_or(1) * receptive).max(1) as f32;
-        match self {
-            Init::Constant(value) => Tensor::from_fn(shape, |_| value),
-            Init::Normal { std } => Tensor::from_fn(shape, |_| std * standard_normal(rng)),
-            Init::TruncatedNormal { std, bound } => Tensor::from_fn(shape, |_| {
-                // Resampling terminates quickly for any bound worth asking for; the clamp covers the rest.
-                let draw = (0..64).map(|_| std * standard_normal(rng)).find(|v| v.abs() <= bound);
-                draw.unwrap_or(0.0)
-            }),
-            Init::KaimingFanIn => Init::Normal { std: (2.0 / fan_in).sqrt() }.draw(shape, rng),
-            Init::KaimingFanOut => Init::Normal { std: (2.0 / fan_out).sqrt() }.draw(shape, rng),
-            Init::TorchDefault => uniform(shape, 1.0 / fan_in.sqrt(), rng),
-            Init::UniformFan { fan_in } => uniform(shape, 1.0 / (fan_in.max(1) as f32).sqrt(), rng),
-            Init::Xavier => uniform(shape, (6.0 / (fan_in + fan_out)).sqrt(), rng),
-            Init::UniformFanOut => uniform(shape, 1.0 / fan_out.sqrt(), rng),
-            Init::KaimingUniform => uniform(shape, (6.0 / fan_in).sqrt(), rng),
-        }
+        let mut tensor = Tensor::zeros(shape);
+        self.fill(&mut tensor, rng);
+        tensor
     }
-}
 
-fn uniform(shape: &[usize], bound: f32, rng: &mut impl Rng) -> Tensor {
-    Tensor::from_fn(shape, |_| bound * (2.0 * rng.random::<f32>() - 1.0))
+    /// Draws every value of `tensor`, from the first to the last.
+    pub fn fill(self, tensor: &mut Tensor, rng: &mut impl Rng) {
+        let shape = tensor.shape();
+        let receptive = shape.iter().skip(2).fold(1usize, |taps, &d| taps.saturating_mul(d));
+        let fan_in = shape.get(1).copied().unwrap_or(1).saturating_mul(receptive).max(1) as f32;
+        let fan_out = shape.first().copied().unwrap_or(1).saturating_mul(receptive).max(1) as f32;
+        let values = tensor.as_mut_slice();
+        let mut normal = |std: f32| values.iter_mut().for_each(|v| *v = std * standard_normal(rng));
+        let bound = match self {
+            Init::Constant(value) => return values.fill(value),
+            Init::Normal { std } => return normal(std),
+            Init::KaimingFanIn => return normal((2.0 / fan_in).sqrt()),
+            Init::KaimingFanOut => return normal((2.0 / fan_out).sqrt()),
+            Init::TruncatedNormal { std, bound } => {
+                return values.iter_mut().for_each(|v| {
+                    // Resampling terminates quickly for any bound worth asking for; the clamp covers the rest.
+                    let draw = (0..64).map(|_| std * standard_normal(rng)).find(|v| v.abs() <= bound);
+                    *v = draw.unwrap_or(0.0);
+                });
+            }
+            Init::TorchDefault => 1.0 / fan_in.sqrt(),
+            Init::UniformFan { fan_in } => 1.0 / (fan_in.max(1) as f32).sqrt(),
+            Init::Xavier => (6.0 / (fan_in + fan_out)).sqrt(),
+            Init::UniformFanOut => 1.0 / fan_out.sqrt(),
+            Init::KaimingUniform => (6.0 / fan_in).sqrt(),
+        };
+        values.iter_mut().for_each(|v| *v = bound * (2.0 * rng.random::<f32>() - 1.0));
+    }
 }
 
 /// Box-Muller.

@@ -30,9 +30,14 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Zeros of the given shape. Panics if the number of elements overflows; [`Tensor::try_zeros`] does not.
+    /// Zeros of the given shape.
+    ///
+    /// # Panics
+    /// If the elements are more than memory can address. It aborts like `Vec` where memory runs out; [`Tensor::try_zeros`]
+    /// does neither.
     pub fn zeros(shape: &[usize]) -> Self {
-        Tensor { shape: shape.to_vec(), data: AlignedBuf::zeros(shape.iter().product()) }
+        let len = checked_volume(shape, "tensor").unwrap_or_else(|error| panic!("{error}"));
+        Tensor { shape: shape.to_vec(), data: AlignedBuf::zeros(len) }
     }
 
     /// Zeros of the given shape, or an error if the elements cannot be counted or the memory is not to be had.
@@ -54,6 +59,9 @@ impl Tensor {
     }
 
     /// Fills a new tensor by calling `f` with each linear index.
+    ///
+    /// # Panics
+    /// As [`Tensor::zeros`].
     pub fn from_fn(shape: &[usize], f: impl FnMut(usize) -> f32) -> Self {
         let mut tensor = Tensor::zeros(shape);
         tensor.data.iter_mut().zip((0..).map(f)).for_each(|(slot, value)| *slot = value);
@@ -158,5 +166,17 @@ mod tests {
         assert!(error.contains("expected 4, found 1"), "{error}");
         assert!(Tensor::try_zeros(&[usize::MAX, 3]).is_err());
         assert!(Tensor::zeros(&[4]).reshaped(&[5]).is_err());
+    }
+
+    #[test]
+    fn volumes_that_wrap_around_panic_and_make_no_short_tensor() {
+        // Their products are 0 and 4 where nothing looks.
+        for shape in [[1 << 32, 1 << 32], [usize::MAX / 2 + 3, 2]] {
+            let refused = |make: fn(&[usize]) -> Tensor| {
+                let payload = std::panic::catch_unwind(|| make(&shape)).unwrap_err();
+                payload.downcast_ref::<String>().is_some_and(|text| text.contains("more elements than memory"))
+            };
+            assert!(refused(Tensor::zeros) && refused(|shape| Tensor::from_fn(shape, |_| 1.0)));
+        }
     }
 }

@@ -29,10 +29,16 @@ impl Ema {
     /// # Errors
     /// A decay outside 0 to 1.
     pub fn new(params: &Params, decay: f64) -> Result<Self> {
-        if !(0.0..=1.0).contains(&decay) {
-            return Err(Error::mismatch("ema", "decay", "0 to 1", decay));
-        }
+        Ema::check(decay)?;
         Ok(Ema { decay, updates: 0, average: params.clone() })
+    }
+
+    /// Fails unless `decay` is one.
+    pub(super) fn check(decay: f64) -> Result<()> {
+        match (0.0..=1.0).contains(&decay) {
+            true => Ok(()),
+            false => Err(Error::mismatch("ema", "decay", "0 to 1", decay)),
+        }
     }
 
     /// Moves the average towards `params`, which must be those of the same graph.

@@ -8,8 +8,21 @@ use crate::graph::{Graph, LOGITS, Params};
 /// Loss, top-1 and top-5 of the primary output over `batches`, evaluated by a [`Plan`]: batch norms by their running
 /// statistics, no dropout, no auxiliary heads.
 ///
+/// ```
+/// use convzoo::random::Stream;
+/// use convzoo::train::{Batch, CrossEntropy, Targets, evaluate};
+/// use convzoo::{Model, PlanOptions, Tensor, models};
+///
+/// let (graph, params) = Model::new(&models::build("resnet20", None)?, &mut Stream::new(0).rng())?.into_parts();
+/// let batch = Batch { images: Tensor::zeros(&[2, 3, 8, 8]), targets: Targets::Labels(vec![3, 7]) };
+/// let metrics = evaluate(&graph, &params, [Ok(batch)], &CrossEntropy::new(), &PlanOptions::new())?;
+/// assert!(metrics.images() == 2 && metrics.loss() > 0.0);
+/// # Ok::<(), convzoo::Error>(())
+/// ```
+///
 /// # Errors
-/// Those of the batches, the plan and the loss.
+/// Those of the batches, the plan and the loss. Without batches there is no image in what it gives; a loss that is not
+/// finite is given as it is.
 pub fn evaluate(
     graph: &Graph,
     params: &Params,

@@ -10,7 +10,16 @@ use serde_json::{Map, Value, json};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// What to train on, for how long, and where to keep it.
+/// What to train on, for how long, and where to keep it. See [`fit`].
+///
+/// ```
+/// use convzoo::train::{Batch, Fit};
+/// use std::path::Path;
+///
+/// let (train, test): (Vec<Batch>, Vec<Batch>) = (vec![], vec![]);
+/// let run = Fit { accumulate: 4, folder: Some(Path::new("runs/a")), ..Fit::new(&train, &test, 90) };
+/// assert_eq!(run.last().as_deref(), Some(Path::new("runs/a/last.checkpoint")));
+/// ```
 #[derive(Clone, Copy)]
 pub struct Fit<'a> {
     /// The batches to learn from.
@@ -81,11 +90,29 @@ impl Observer for Silent {}
 ///
 /// With a folder, training goes on from `last.checkpoint` if that is there.
 ///
+/// ```
+/// use convzoo::random::Stream;
+/// use convzoo::train::{Batch, Fit, Recipe, Schedule, Sgd, Silent, Targets, Trainer, fit};
+/// use convzoo::{Model, Tensor, models};
+///
+/// let (graph, params) = Model::new(&models::build("resnet20", Some(2))?, &mut Stream::new(0).rng())?.into_parts();
+/// let images = Tensor::from_fn(&[4, 3, 8, 8], |i| (i / 192 % 2) as f32);
+/// let batches = vec![Batch { images, targets: Targets::Labels(vec![0, 1, 0, 1]) }];
+/// let mut trainer = Trainer::new(&graph, params, Recipe::new(Sgd::default(), Schedule::cosine(0.1, 2)))?;
+/// assert!(fit(&mut trainer, &Fit::new(&batches, &batches, 2), &mut Silent)?);
+/// assert_eq!((trainer.progress().epoch, trainer.progress().step), (2, 2));
+/// # Ok::<(), convzoo::Error>(())
+/// ```
+///
 /// # Errors
-/// Those of the batches, of steps, and of writing. What was saved before stays.
+/// No batch to learn from or to be judged by; those of the batches, of steps, and of writing;
+/// [`Error::Diverged`] if the test loss is not finite. What was saved before stays.
 pub fn fit(trainer: &mut Trainer, fit: &Fit, observer: &mut dyn Observer) -> Result<bool> {
     if fit.train.batches() == 0 || fit.accumulate == 0 {
         return Err(Error::invalid("training", "there must be at least one batch in an epoch, and in a step"));
+    }
+    if fit.test.batches() == 0 {
+        return Err(nothing_to_judge_by());
     }
     let mut book = Book::open(trainer, fit)?;
     while trainer.progress().epoch < fit.epochs {
@@ -102,6 +129,12 @@ pub fn fit(trainer: &mut Trainer, fit: &Fit, observer: &mut dyn Observer) -> Res
         drop(batches);
         let train = trainer.end_epoch();
         let test = trainer.evaluate(fit.test.epoch(0, 0))?;
+        if test.images() == 0 {
+            return Err(nothing_to_judge_by());
+        }
+        if !test.loss().is_finite() {
+            return Err(trainer.diverged("test loss", test.loss()));
+        }
         let (number, step) = (trainer.progress().epoch, trainer.progress().step);
         let rate = trainer.schedule().rate(step.saturating_sub(1));
         let best = book.best.is_none_or(|best| test.top1() > best);
@@ -110,6 +143,10 @@ pub fn fit(trainer: &mut Trainer, fit: &Fit, observer: &mut dyn Observer) -> Res
         observer.epoch(trainer, &epoch);
     }
     Ok(true)
+}
+
+fn nothing_to_judge_by() -> Error {
+    Error::invalid("training", "there must be at least one batch to be judged by after an epoch")
 }
 
 fn one_step(trainer: &mut Trainer, batches: &mut dyn Iterator<Item = Result<Batch>>, accumulate: u64) -> Result<Step> {

@@ -15,6 +15,17 @@ pub enum Clip {
     Value(f32),
 }
 
+impl Clip {
+    /// Fails unless the bound is over 0.
+    pub(super) fn check(self) -> Result<()> {
+        let (Clip::Norm(bound) | Clip::Value(bound)) = self;
+        match bound > 0.0 {
+            true => Ok(()),
+            false => Err(Error::mismatch("clip", "bound", "over 0", bound)),
+        }
+    }
+}
+
 /// The weighted sum of the gradients of several batches, one tensor per parameter that has a gradient.
 ///
 /// Accumulating lets a batch be larger than memory: the mean over two halves, each weighted by its images, is the mean
@@ -144,14 +155,9 @@ impl GradientSum {
     /// A bound that is not over 0.
     pub fn clip(&mut self, clip: Option<Clip>) -> Result<f64> {
         let norm = self.norm();
-        let bound = match clip {
-            None => return Ok(norm),
-            Some(Clip::Norm(bound) | Clip::Value(bound)) => bound,
-        };
-        if bound.is_nan() || bound <= 0.0 {
-            return Err(Error::mismatch("clip", "bound", "over 0", bound));
-        }
+        clip.map_or(Ok(()), Clip::check)?;
         match clip {
+            None => {}
             // PyTorch adds this millionth too, and clips only what it makes smaller.
             Some(Clip::Norm(bound)) => {
                 let factor = f64::from(bound) / (norm + 1e-6);
@@ -159,7 +165,7 @@ impl GradientSum {
                     self.scale(factor as f32);
                 }
             }
-            _ => self.values_mut().for_each(|g| *g = g.clamp(-bound, bound)),
+            Some(Clip::Value(bound)) => self.values_mut().for_each(|g| *g = g.clamp(-bound, bound)),
         }
         Ok(norm)
     }

@@ -24,6 +24,11 @@ pub trait Loss: std::fmt::Debug + Send + Sync {
     /// Targets that do not fit the output; a label out of range names its sample.
     fn evaluate(&self, output: &Tensor, targets: &Targets) -> Result<LossValue>;
 
+    /// Fails if a setting cannot work whatever the output.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The loss in words or JSON, to tell a checkpoint of one training from that of another.
     fn describe(&self) -> String {
         format!("{self:?}")
@@ -66,19 +71,20 @@ impl CrossEntropy {
     pub fn class_weights(self, weights: Vec<f32>) -> Self {
         CrossEntropy { weights: Some(weights), ..self }
     }
-
-    fn checked_weights(&self, classes: usize) -> Result<Vec<f64>> {
-        if !(0.0..=1.0).contains(&self.smoothing) {
-            return Err(Error::mismatch("cross entropy", "smoothing", "0 to 1", self.smoothing));
-        }
-        class_weights("cross entropy", "class weights", &self.weights, classes)
-    }
 }
 
 impl Loss for CrossEntropy {
+    fn check(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.smoothing) {
+            return Err(Error::mismatch("cross entropy", "smoothing", "0 to 1", self.smoothing));
+        }
+        check_weights("cross entropy", &self.weights)
+    }
+
     fn evaluate(&self, output: &Tensor, targets: &Targets) -> Result<LossValue> {
         let [n, classes] = targets.check(output)?;
-        let weights = self.checked_weights(classes)?;
+        self.check()?;
+        let weights = class_weights("cross entropy", "class weights", &self.weights, classes)?;
         let denominator: f64 = match targets {
             Targets::Labels(labels) => labels.iter().map(|&label| weights[label]).sum(),
             Targets::Shares(_) => n as f64,
@@ -131,8 +137,13 @@ impl BinaryCrossEntropy {
 }
 
 impl Loss for BinaryCrossEntropy {
+    fn check(&self) -> Result<()> {
+        check_weights("binary cross entropy", &self.positive_weights)
+    }
+
     fn evaluate(&self, output: &Tensor, targets: &Targets) -> Result<LossValue> {
         let [n, classes] = targets.check(output)?;
+        self.check()?;
         let weights = class_weights("binary cross entropy", "positive weights", &self.positive_weights, classes)?;
         let count = (n * classes) as f64;
         let mut gradient = Tensor::zeros(output.shape());
@@ -174,10 +185,15 @@ fn class_weights(at: &str, what: &'static str, weights: &Option<Vec<f32>>, class
     if weights.len() != classes {
         return Err(Error::mismatch(at, what, format!("{classes}, one per class"), weights.len()));
     }
-    if let Some((class, weight)) = weights.iter().enumerate().find(|(_, w)| !(w.is_finite() && **w >= 0.0)) {
-        return Err(Error::invalid(at, format!("the weight of class {class} is {weight}")));
-    }
     Ok(weights.iter().map(|&w| f64::from(w)).collect())
+}
+
+fn check_weights(at: &str, weights: &Option<Vec<f32>>) -> Result<()> {
+    let odd = weights.iter().flatten().enumerate().find(|(_, w)| !(w.is_finite() && **w >= 0.0));
+    match odd {
+        None => Ok(()),
+        Some((class, weight)) => Err(Error::invalid(at, format!("the weight of class {class} is {weight}"))),
+    }
 }
 
 fn log_softmax(row: &[f32], logs: &mut [f64]) {

@@ -7,8 +7,10 @@
 //! Nothing here keeps hidden state: what happens in a step depends on the seed, the step's number and the values a
 //! [checkpoint](Trainer::save) holds, so that training resumed is training never stopped, bit for bit.
 //!
-//! It refuses to go on with numbers that are none: a loss or a gradient that is not finite ends training with
-//! [`Error::Diverged`](crate::error::Error::Diverged) before a weight is touched.
+//! It refuses to go on with numbers that are none: a loss, a running statistic or a gradient that is not finite ends
+//! training with [`Error::Diverged`](crate::error::Error::Diverged), and so does a test loss. No running statistic is moved
+//! by such a step, and no weight; only where weights are moved on the way back ([`Trainer::step`] without clipping), those
+//! are whose gradients were complete before the one that is not finite.
 
 mod batch;
 #[cfg(feature = "safetensors")]

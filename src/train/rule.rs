@@ -265,5 +265,10 @@ fn within(at: &str, what: &'static str, value: f32, range: std::ops::RangeInclus
     if range.contains(&value) {
         return Ok(());
     }
-    Err(Error::mismatch(at, what, format!("{} to {}", range.start(), range.end()), value))
+    let expected = match (*range.start(), *range.end()) {
+        (f32::MIN_POSITIVE, f32::MAX) => "a finite number over 0".to_owned(),
+        (start, f32::MAX) => format!("a finite number from {start} on"),
+        (start, end) => format!("{start} to {end}"),
+    };
+    Err(Error::mismatch(at, what, expected, value))
 }

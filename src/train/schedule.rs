@@ -99,27 +99,54 @@ impl Schedule {
         Schedule::new(rate, Decay::Cosine { steps, floor: 0.0 })
     }
 
-    /// Fails if some step would have a rate that is negative or not a number.
+    /// Fails if a setting cannot work, naming it: a rate, share, factor or number of steps out of its range, falls out of
+    /// order, a cycle with a rate that is not finite. A factor over 1 makes rates grow without end, and the step fails that
+    /// arrives at infinity.
     pub fn check(&self) -> Result<()> {
-        let positive = |v: f64| v.is_finite() && v > 0.0;
-        let share = |v: f64| (0.0..=1.0).contains(&v);
-        if !(self.rate.is_finite() && self.rate >= 0.0) {
-            return Err(Error::mismatch("schedule", "learning rate", "a finite number from 0 on", self.rate));
+        let number = |what, value: f64, fits: bool, expected: &str| match fits {
+            true => Ok(()),
+            false => Err(Error::mismatch("schedule", what, expected, format!("{value:?}"))),
+        };
+        let over_0 = |what, value: f64| number(what, value, value.is_finite() && value > 0.0, "a finite number over 0");
+        let share = |what, value: f64| number(what, value, (0.0..=1.0).contains(&value), "0 to 1");
+        let count = |steps: u64| match steps {
+            0 => Err(Error::mismatch("schedule", "steps", "at least 1", steps)),
+            _ => Ok(()),
+        };
+        let rate = self.rate;
+        number("learning rate", rate, rate.is_finite() && rate >= 0.0, "a finite number from 0 on")?;
+        share("warm_up_from", self.warm_up_from)?;
+        match &self.decay {
+            Decay::Constant => Ok(()),
+            Decay::Step { every, factor } | Decay::Exponential { every, factor } => {
+                over_0("every", *every)?;
+                over_0("factor", *factor)
+            }
+            Decay::MultiStep { at, factor } => {
+                over_0("factor", *factor)?;
+                match at.windows(2).find(|pair| pair[0] > pair[1]) {
+                    None => Ok(()),
+                    Some(pair) => {
+                        let expected = format!("ascending steps, so at least {} next", pair[0]);
+                        Err(Error::mismatch("schedule", "at", expected, pair[1]))
+                    }
+                }
+            }
+            Decay::Cosine { steps, floor } => {
+                count(*steps)?;
+                share("floor", *floor)
+            }
+            Decay::OneCycle { steps, rising, start, end } => {
+                count(*steps)?;
+                share("rising", *rising)?;
+                over_0("start", *start)?;
+                over_0("end", *end)?;
+                let first = 1.0 / start;
+                let finite = |factor: f64| factor.is_finite() && (rate * factor).is_finite();
+                number("start", *start, finite(first), "a divisor of the rate that leaves it finite")?;
+                number("end", *end, finite(first / end), "a divisor of the first rate that leaves it finite")
+            }
         }
-        let fits = share(self.warm_up_from)
-            && match &self.decay {
-                Decay::Constant => true,
-                Decay::Step { every, factor } | Decay::Exponential { every, factor } => {
-                    positive(*every) && positive(*factor)
-                }
-                Decay::MultiStep { at, factor } => at.is_sorted() && positive(*factor),
-                Decay::Cosine { steps, floor } => *steps > 0 && share(*floor),
-                Decay::OneCycle { steps, rising, start, end } => {
-                    *steps > 0 && share(*rising) && positive(*start) && positive(*end)
-                }
-            };
-        let problem = || format!("{self:?}: steps and factors must be over 0, shares from 0 to 1, falls in order");
-        if fits { Ok(()) } else { Err(Error::invalid("schedule", problem())) }
     }
 
     /// The rate of step `step`, counted from 0.
@@ -199,6 +226,21 @@ mod tests {
         ];
         for schedule in bad {
             assert!(schedule.check().is_err(), "{schedule:?}");
+        }
+        let cycle = |start, end| Schedule::new(1e10, Decay::OneCycle { steps: 9, rising: 0.3, start, end });
+        for (schedule, wanted) in [
+            (
+                cycle(1e-300, 1e-300),
+                "schedule: start: expected a divisor of the rate that leaves it finite, found 1e-300",
+            ),
+            (cycle(25.0, 1e-305), "schedule: end: expected a divisor"),
+            (cycle(25.0, -1.0), "schedule: end: expected a finite number over 0, found -1.0"),
+            (Schedule::cosine(0.1, 0), "schedule: steps: expected at least 1, found 0"),
+            (Schedule::new(0.1, Decay::MultiStep { at: vec![4, 2], factor: 0.1 }), "at least 4 next, found 2"),
+            (Schedule::new(0.1, Decay::Constant).warm_up(5, 2.0), "schedule: warm_up_from: expected 0 to 1, found 2.0"),
+        ] {
+            let error = schedule.check().unwrap_err().to_string();
+            assert!(error.contains(wanted) && !error.contains('{'), "{error}");
         }
         for steps in 1..5 {
             let cycle = Schedule::one_cycle(0.1, steps);

@@ -5,7 +5,7 @@ use super::optim::check_rate;
 use super::{Batch, Clip, Ema, GradientSum, Loss, Metrics, Optimizer, Recipe, Schedule, evaluate};
 use crate::error::{Error, Result};
 use crate::exec::{PlanOptions, TrainOptions, TrainPlan};
-use crate::graph::{Graph, LOGITS, Params, Role};
+use crate::graph::{Graph, LOGITS, Params, Role, check_same};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -83,6 +83,8 @@ pub struct Trainer {
     gradients: GradientSum,
     /// Sum of the losses behind `gradients`, each times its images.
     pending_loss: f64,
+    /// The running statistics before the step in progress, in the drawing's order.
+    statistics: Vec<f32>,
     /// One plan for the batches, and one for a last batch of another size.
     plans: Vec<(Key, TrainPlan)>,
     diverged: bool,
@@ -94,15 +96,7 @@ impl Trainer {
     /// # Errors
     /// Parameters of another graph; a recipe that cannot work.
     pub fn new(graph: &Graph, params: Params, recipe: Recipe) -> Result<Self> {
-        if graph.params() != params.defs() {
-            let (drawn, found) = (graph.params().len(), params.defs().len());
-            return Err(Error::mismatch(
-                "trainer",
-                "parameters",
-                format!("the {drawn} drawn"),
-                format!("{found} others"),
-            ));
-        }
+        check_same("trainer", graph.params(), params.defs())?;
         recipe.check()?;
         let description = recipe.describe();
         let Recipe { loss, rule, schedule, groups, clip, ema, seed, training, evaluation } = recipe;
@@ -138,6 +132,7 @@ impl Trainer {
             metrics: Metrics::default(),
             checkpoint: None,
             pending_loss: 0.0,
+            statistics: Vec::new(),
             plans: Vec::new(),
             diverged: false,
         })
@@ -194,8 +189,8 @@ impl Trainer {
     }
 
     /// Bytes that [steps](Trainer::step) on batches of `shape`, `[n, c, h, w]`, hold besides the weights, known before the
-    /// first: the plan of a step ([`TrainPlan::predicted_bytes`]), what the optimiser remembers, and the average of the
-    /// weights.
+    /// first: the plan of a step ([`TrainPlan::predicted_bytes`]), what the optimiser remembers, the average of the weights,
+    /// and the running statistics as they were before the step.
     ///
     /// Gradients accumulated over several batches take those of the parameters twice more; a last batch of another size, a
     /// plan of its own.
@@ -205,14 +200,17 @@ impl Trainer {
     pub fn predicted_bytes(&mut self, shape: [usize; 4]) -> Result<usize> {
         let at = self.plan_for((shape, self.clip.is_none()))?;
         let average = self.ema.as_ref().map_or(0, |ema| ema.params().defs().iter().map(|def| def.len()).sum());
-        Ok(self.plans[at].1.predicted_bytes() + self.optimizer.bytes() + size_of::<f32>() * average)
+        let statistics: usize =
+            self.params.defs().iter().filter(|def| !def.kind.is_learned()).map(|def| def.len()).sum();
+        Ok(self.plans[at].1.predicted_bytes() + self.optimizer.bytes() + size_of::<f32>() * (average + statistics))
     }
 
     /// One step: forward, loss, backward, update.
     ///
     /// Without clipping, which needs all gradients at once, every parameter is moved on the way back, as soon as its
     /// gradient is complete: gradients then take no memory of their own, and [`Trainer::gradients`] has none. A gradient
-    /// that is not finite moves nothing, but those that were complete before it have moved their parameters already.
+    /// that is not finite moves nothing, but those that were complete before it have moved their parameters already: go on
+    /// from a checkpoint then. In every other case a step that fails leaves weights and running statistics as they were.
     ///
     /// # Errors
     /// Those of [`Trainer::accumulate`] and [`Trainer::update`].
@@ -251,8 +249,9 @@ impl Trainer {
     /// joined loss.
     ///
     /// # Errors
-    /// Images the network cannot take; a label out of range, naming the sample; [`Error::Diverged`] if the loss is not
-    /// finite.
+    /// Images the network cannot take; a label out of range, naming the sample: the batch then counts for nothing.
+    /// [`Error::Diverged`] if the loss or a running statistic is not finite: gradients accumulated before are dropped, and
+    /// the running statistics are as before the first of them.
     pub fn accumulate(&mut self, batch: &Batch) -> Result<f64> {
         let at = self.plan_for((batch.shape()?, false))?;
         // The first gradients of a sum are written where the sum is.
@@ -277,7 +276,14 @@ impl Trainer {
 
     /// Forward and loss: the joined loss, and its gradient with respect to every head.
     fn forward(&mut self, at: usize, batch: &Batch) -> Result<(f64, Vec<Tensor>)> {
-        let outputs = self.plans[at].1.forward(&mut self.params, &batch.images, self.progress.forwards)?;
+        if self.gradients.weight() == 0.0 {
+            let kept = || self.params.iter().filter(|(def, _)| !def.kind.is_learned()).map(|(_, v)| v.as_slice());
+            self.statistics.clear();
+            self.statistics.reserve_exact(kept().map(<[f32]>::len).sum());
+            kept().for_each(|values| self.statistics.extend_from_slice(values));
+        }
+        self.plans[at].1.forward_still(&mut self.params, &batch.images, self.progress.forwards)?;
+        let outputs = self.plans[at].1.outputs();
         let mut values = Vec::with_capacity(self.heads.len());
         let mut slopes = Vec::with_capacity(self.heads.len());
         for head in &self.heads {
@@ -292,6 +298,13 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(self.broke_down("loss", loss));
         }
+        self.plans[at].1.follow(&mut self.params);
+        let statistics = self.params.iter().filter(|(def, _)| !def.kind.is_learned());
+        let odd = statistics.flat_map(|(_, value)| value.as_slice()).find(|v| !v.is_finite());
+        if let Some(odd) = odd.map(|&odd| f64::from(odd)) {
+            return Err(self.broke_down("running statistic", odd));
+        }
+        let outputs = self.plans[at].1.outputs();
         self.metrics.add(&values, outputs.get(LOGITS)?, &batch.targets);
         Ok((loss, slopes))
     }
@@ -299,7 +312,8 @@ impl Trainer {
     /// Moves the weights by the mean of the gradients accumulated.
     ///
     /// # Errors
-    /// Nothing accumulated; [`Error::Diverged`] if the gradients are not finite.
+    /// Nothing accumulated; [`Error::Diverged`] if the gradients are not finite: they are dropped, and the running
+    /// statistics are as before the first of them.
     pub fn update(&mut self) -> Result<Step> {
         if self.gradients.weight() == 0.0 {
             return Err(Error::invalid("trainer", "there is no gradient to update the weights by: accumulate first"));
@@ -370,7 +384,20 @@ impl Trainer {
         Ok(self.plans.len() - 1)
     }
 
+    /// Ends the step in progress as if it had not begun, as far as that is in the trainer's hands.
     fn broke_down(&mut self, what: &'static str, value: f64) -> Error {
+        let mut kept = self.statistics.as_slice();
+        for (_, values) in self.params.iter_mut().filter(|(def, _)| !def.kind.is_learned()) {
+            let before = kept.split_off(..values.len()).unwrap_or_default();
+            values.iter_mut().zip(before).for_each(|(value, &before)| *value = before);
+        }
+        self.gradients.clear();
+        self.pending_loss = 0.0;
+        self.diverged(what, value)
+    }
+
+    /// Training has arrived at `value`, which is no number.
+    pub(super) fn diverged(&mut self, what: &'static str, value: f64) -> Error {
         self.diverged = true;
         let (step, rate, checkpoint) = (self.progress.step, self.rate(), self.checkpoint.clone());
         Error::Diverged { what, value, step, rate, checkpoint }

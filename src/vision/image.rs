@@ -20,9 +20,9 @@ impl Image {
         if width == 0 || height == 0 {
             return Err(Error::invalid("image", format!("{width}×{height} (width × height) has no pixels")));
         }
-        let wanted = width.checked_mul(height).and_then(|n| n.checked_mul(3));
-        if wanted != Some(pixels.len()) {
-            let expected = format!("{width} * {height} * 3");
+        let wanted = (width as u128).saturating_mul(height as u128).saturating_mul(3);
+        if wanted != pixels.len() as u128 {
+            let expected = format!("{wanted} for {width}×{height} (width × height)");
             return Err(Error::mismatch("image", "number of RGB bytes", expected, pixels.len()));
         }
         Ok(Image { width, height, pixels })
@@ -223,7 +223,7 @@ mod tests {
         assert!(Image::from_rgb(0, 3, vec![]).unwrap_err().to_string().contains("0×3"));
         assert!(Image::from_rgb(usize::MAX, 3, vec![0; 6]).is_err());
         let error = Image::from_rgb(2, 2, vec![0; 11]).unwrap_err().to_string();
-        assert!(error.contains("2 * 2 * 3") && error.contains("11"), "{error}");
+        assert!(error.contains("expected 12 for 2×2") && error.contains("found 11"), "{error}");
         assert!(numbered(2, 2).center_crop([0, 1]).is_err());
         assert!(numbered(2, 2).center_crop([usize::MAX, 2]).is_err());
     }

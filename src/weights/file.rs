@@ -55,7 +55,8 @@ impl WeightFile {
     ) -> Result<(Self, LoadReport)> {
         let mut stored = Stored::open(path.as_ref(), limits)?;
         let (pairs, report) = fit(defs, &mut stored, options)?;
-        let mut values: Vec<Value> = defs.iter().map(|def| Value::Memory(def.blank())).collect();
+        let blank = defs.iter().map(|def| def.blank().map(Value::Memory));
+        let mut values = blank.collect::<Result<Vec<Value>>>()?;
         for (def, tensor) in pairs {
             values[def] = match (&stored.tensors[tensor].place, defs[def].kind) {
                 (&Place::File(at), ParamKind::Weight) => Value::File(stored.tensors[tensor].dtype, at),

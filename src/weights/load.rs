@@ -12,6 +12,23 @@ use std::path::Path;
 pub type Rename<'f> = &'f dyn Fn(&str) -> Option<String>;
 
 /// How [`load`] treats what does not fit.
+///
+/// ```
+/// use convzoo::graph::{Graph, Params};
+/// use convzoo::layers::{Flatten, GlobalAvgPool, Linear};
+/// use convzoo::weights::{LoadOptions, StateDict, load};
+/// use convzoo::Tensor;
+///
+/// let graph = Graph::draw(4, &(GlobalAvgPool, Flatten, Linear::new(2)))?;
+/// let mut params = Params::blank(graph.params());
+/// let mut state = StateDict::new("from elsewhere");
+/// state.insert("linear.weight", Tensor::from_fn(&[2, 4], |i| i as f32))?;
+/// // The file says `linear` for `2`, and has no bias.
+/// let rename = |name: &str| name.strip_prefix("linear.").map(|rest| format!("2.{rest}"));
+/// let report = load(&mut params, state, &LoadOptions::lenient().renamed(&rename))?;
+/// assert_eq!((report.loaded, report.missing), (1, vec!["2.bias".to_owned()]));
+/// # Ok::<(), convzoo::Error>(())
+/// ```
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'f> {
     /// Load what fits and report the rest, instead of refusing all. Default `false`. Parameters that found no tensor of

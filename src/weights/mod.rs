@@ -125,13 +125,12 @@ impl StateDict {
             Kind::Pickle => read_legacy(bytes, name, limits),
             Kind::Foreign(what) => Err(Error::format(name, what)),
             Kind::Unknown => {
-                let head = &bytes[..bytes.len().min(16)];
+                let head = bytes[..bytes.len().min(16)].escape_ascii();
                 Err(Error::format(
                     name,
                     format!(
-                        "{} bytes beginning with {:?} are no weight file known here (safetensors, PyTorch, NumPy)",
-                        bytes.len(),
-                        head.escape_ascii().to_string()
+                        "{} bytes beginning with `{head}` are no weight file known here (safetensors, PyTorch, NumPy)",
+                        bytes.len()
                     ),
                 ))
             }
@@ -285,7 +284,7 @@ mod tests {
         let tar: Vec<u8> = [&[b'x'; 257][..], b"ustar\0", &[0; 100]].concat();
         let cases: [(&[u8], &str); 8] = [
             (b"", "is empty"),
-            (b"\0", "no weight file"),
+            (b"\0\"", "beginning with `\\x00\\\"` are no weight file"),
             (b"12345678", "no weight file"),
             (b"\x93NUMPY\x01\0", "read_npy"),
             (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),

@@ -53,7 +53,7 @@ pub fn evaluate<T: Real>(graph: &Graph, params: &Params, input: &Tensor, wanted:
 /// The shape of a batch of images.
 fn batch_shape(images: &Tensor) -> Result<[usize; 4]> {
     let shape = images.shape();
-    shape.try_into().map_err(|_| Error::mismatch("input", "rank", "4 (n, c, h, w)", format!("{shape:?}")))
+    shape.try_into().map_err(|_| Error::mismatch("input", "shape", "[n, c, h, w]", format!("{shape:?}")))
 }
 
 /// The values a node reads.

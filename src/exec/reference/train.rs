@@ -5,7 +5,7 @@ use super::{Evaluation, Value, batch_shape, cast, inputs};
 use crate::error::{Error, Result};
 use crate::exec::Gradients;
 use crate::exec::mode::{self, Noise, RunningStatistics, TrainOptions};
-use crate::graph::{Graph, NodeDef, NodeId, Op, Output, ParamDef, ParamId, Params, Role};
+use crate::graph::{Graph, NodeDef, NodeId, Op, Output, ParamDef, ParamId, Params, Role, check_same};
 use crate::kernels::naive::{self, Nchw, Real};
 use crate::tensor::Tensor;
 
@@ -73,11 +73,7 @@ pub fn train_step<T: Real>(
     images: &Tensor,
     loss: impl FnOnce(&[(String, Value<T>)]) -> Result<Vec<(String, Value<T>)>>,
 ) -> Result<Trained<T>> {
-    if of.graph.params() != of.params.defs() {
-        let found = format!("{} others", of.params.defs().len());
-        let expected = format!("the {} drawn", of.graph.params().len());
-        return Err(Error::mismatch("training step", "parameters", expected, found));
-    }
+    check_same("training step", of.graph.params(), of.params.defs())?;
     let learned = of.options.learned(of.graph.params())?;
     let heads: Vec<&Output> = of.graph.outputs().iter().filter(|o| o.role != Role::Feature).collect();
     let shapes = of.graph.shapes_for(batch_shape(images)?, heads.iter().map(|o| o.node))?;

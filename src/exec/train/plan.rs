@@ -9,8 +9,8 @@ use crate::exec::prepare::Step;
 use crate::exec::program::Program;
 use crate::exec::run::{Runner, Sizes, Turns};
 use crate::exec::{Gradients, Outputs};
-use crate::graph::{Graph, NodeId, ParamDef, Params, Role, Size};
-use crate::par::{Team, default_threads};
+use crate::graph::{Graph, NodeId, ParamDef, Params, Role, Size, check_same};
+use crate::par::Team;
 use crate::random::Stream;
 use crate::simd::Isa;
 use crate::tensor::Tensor;
@@ -77,19 +77,9 @@ impl TrainPlan {
     /// A shape the network cannot take, a batch norm with a single value per channel, parameters of another graph, a frozen
     /// prefix that names nothing, no threads. The layer and both numbers are named.
     pub fn new(graph: &Graph, params: &Params, input: [usize; 4], options: &TrainOptions) -> Result<Self> {
-        let threads = options.threads.unwrap_or_else(default_threads);
-        if threads == 0 || threads > 4096 {
-            return Err(Error::mismatch("training plan", "threads", "1 to 4096", threads));
-        }
-        let isa = options.isa.unwrap_or_else(Isa::detect);
-        if !Isa::available().contains(&isa) {
-            return Err(Error::invalid("training plan", format!("this CPU does not have {}", isa.name())));
-        }
+        let (threads, isa) = options.resolve()?;
         let isa = options.precision.limit(isa);
-        if graph.params() != params.defs() {
-            let (expected, found) = (format!("the {} drawn", graph.params().len()), params.defs().len());
-            return Err(Error::mismatch("training plan", "parameters", expected, format!("{found} others")));
-        }
+        check_same("training plan", graph.params(), params.defs())?;
         let learned = options.learned(graph.params())?;
         let heads: Vec<_> = graph.outputs().iter().filter(|o| o.role != Role::Feature).collect();
         let ids: Vec<NodeId> = heads.iter().map(|o| o.node).collect();
@@ -173,7 +163,7 @@ impl TrainPlan {
 
     /// The outputs of the last way forward.
     pub fn outputs(&self) -> Outputs<'_> {
-        Outputs { values: &self.outputs }
+        Outputs { values: &self.outputs, taps: &[] }
     }
 
     /// Every step with its shape and kernel, forward and back.
@@ -211,7 +201,7 @@ impl TrainPlan {
     }
 
     /// Moves the running statistics towards those of the batch that has just been run.
-    pub(super) fn follow(&self, params: &mut Params) {
+    pub(crate) fn follow(&self, params: &mut Params) {
         let mut slots = params.iter_mut();
         let mut next = 0;
         let mut slot = |id: usize| {

@@ -37,11 +37,18 @@ impl TrainPlan {
     /// # Errors
     /// Images of another shape, parameters of another network.
     pub fn forward(&mut self, params: &mut Params, images: &Tensor, step: u64) -> Result<Outputs<'_>> {
+        self.forward_still(params, images, step)?;
+        self.follow(params);
+        Ok(self.outputs())
+    }
+
+    /// As [`forward`](Self::forward), but leaves the running statistics where they are until [`follow`](Self::follow),
+    /// which must come before the way back.
+    pub(crate) fn forward_still(&mut self, params: &mut Params, images: &Tensor, step: u64) -> Result<()> {
         self.prepare(params, images, step)?;
         self.run(0..self.forward_steps);
-        self.follow(params);
         self.ready = true;
-        Ok(self.outputs())
+        Ok(())
     }
 
     /// Leads the gradients of a loss with respect to outputs, by name and in their shape, back to the parameters. Outputs
