@@ -16,7 +16,8 @@ mod data;
 #[path = "support/figures.rs"]
 mod figures;
 
-use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, value_parser};
 use convzoo::inspect::curves::{Curve, Scale, Stroke};
 use convzoo::models::GoogLeNet;
 use convzoo::random::Stream;
@@ -36,7 +37,7 @@ struct Args {
     #[arg(long)]
     path: Option<PathBuf>,
     /// Epochs of each.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..))]
     epochs: u64,
     /// Images in a batch.
     #[arg(long, default_value_t = 32)]
@@ -48,7 +49,7 @@ struct Args {
     #[arg(long, default_value_t = 96)]
     side: usize,
     /// Learn from at most so many images.
-    #[arg(long)]
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     limit: Option<usize>,
     /// Where the figures go.
     #[arg(long, default_value = "auxiliary")]

@@ -12,11 +12,14 @@
 mod output;
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "support/photo.rs"]
+mod photo;
 
 use clap::Parser;
-use convzoo::vision::{Image, Preset, labels};
-use convzoo::weights::{Limits, LoadOptions};
-use convzoo::{Error, Model, PlanOptions, Result, models};
+use convzoo::graph::Graph;
+use convzoo::vision::{Image, labels};
+use convzoo::weights::{Limits, LoadOptions, StateDict};
+use convzoo::{Error, Model, Plan, PlanOptions, Result, models};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,7 +32,8 @@ struct Args {
     /// Weight file: .safetensors, .pth or .npz.
     #[arg(long, requires = "model")]
     weights: Option<PathBuf>,
-    /// Class names, one per line [default: ImageNet's or CIFAR-10's].
+    /// Class names, one per line [default: labels.txt beside the weights, as `train` and `finetune` write it; else
+    /// ImageNet's or CIFAR-10's].
     #[arg(long)]
     labels: Option<PathBuf>,
     /// How many classes to print.
@@ -66,25 +70,24 @@ fn run(args: &Args) -> Result<()> {
     let classes = classes_in(&weights, name)?;
     let mut model = Model::blank(&models::build(name, Some(classes))?)?;
     model.load_with(&weights, &LoadOptions::strict().renamed(&foreign::rename), &Limits::default())?;
-    let preset = Preset::for_model(name).ok_or_else(|| Error::invalid(name, "no preprocessing is known for it"))?;
-    let labels = labels_for(args, classes)?;
+    let preset = photo::preset(name)?;
+    let labels = labels_for(args, &weights, classes)?;
     if !args.json {
         eprintln!("{name} from {} in {:.0} ms", weights.display(), started.elapsed().as_secs_f64() * 1e3);
     }
 
-    let mut plan = None;
+    let options = args.threads.map_or(PlanOptions::new(), |t| PlanOptions::new().threads(t));
+    let mut planned: Option<([usize; 4], Plan)> = None;
     for path in &images {
-        let input = preset.apply(&Image::open(path)?)?;
+        let named = |error: Error| Error::invalid(path.display().to_string(), error.to_string());
+        let input = preset.apply(&Image::open(path)?).map_err(named)?;
         let &[n, c, h, w] = input.shape() else { return Err(Error::invalid(name, "the preset makes no image")) };
-        let plan = match &mut plan {
-            Some(plan) => plan,
-            slot => {
-                let options = args.threads.map_or(PlanOptions::new(), |t| PlanOptions::new().threads(t));
-                slot.insert(model.plan_with([n, c, h, w], &options)?)
-            }
+        let plan = match &mut planned {
+            Some((shape, plan)) if *shape == [n, c, h, w] => plan,
+            slot => &mut slot.insert(([n, c, h, w], model.plan_with([n, c, h, w], &options).map_err(named)?)).1,
         };
         let started = Instant::now();
-        let logits = plan.run(&input)?.logits().as_slice();
+        let logits = plan.run(&input).map_err(named)?.logits().as_slice();
         let milliseconds = started.elapsed().as_secs_f64() * 1e3;
         let probabilities = labels::softmax(logits);
         print(path, &labels::top_k(&probabilities, args.top), &labels, milliseconds, args.json);
@@ -95,26 +98,44 @@ fn run(args: &Args) -> Result<()> {
 /// The number of classes the file's classifier was trained for, or the model's own.
 fn classes_in(weights: &Path, name: &str) -> Result<usize> {
     let default = models::get(name)?.classes;
-    let state = convzoo::weights::StateDict::read(weights)?;
-    let last = state.iter().filter(|(n, t)| n.ends_with(".weight") && t.shape().len() >= 2).last();
-    // DenseNet, VGG, … all end in the classifier; only GoogLeNet's auxiliary heads come close, and they do not end it.
-    Ok(last.map_or(default, |(_, tensor)| tensor.shape()[0]))
+    let drawn = |classes| Graph::draw(3, &models::build(name, Some(classes))?);
+    let (graph, wider) = (drawn(default)?, drawn(default + 1)?);
+    // The classifier is what depends on the number of classes; auxiliary ones may be missing from the file.
+    let mut pairs = graph.params().iter().zip(wider.params());
+    let classifier = pairs.find(|(def, wider)| !def.auxiliary && def.shape != wider.shape);
+    let mut state = StateDict::read(weights)?;
+    state.rename(foreign::rename)?;
+    let found = classifier.and_then(|(def, _)| state.get(&def.name)?.shape().first().copied());
+    Ok(found.unwrap_or(default))
 }
 
-fn labels_for(args: &Args, classes: usize) -> Result<Vec<String>> {
-    let owned = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
-    match (&args.labels, classes) {
-        (Some(file), _) => {
-            let names = labels::read(file)?;
-            if names.len() != classes {
-                return Err(Error::mismatch(file.display().to_string(), "labels", classes, names.len()));
-            }
-            Ok(names)
+fn labels_for(args: &Args, weights: &Path, classes: usize) -> Result<Vec<String>> {
+    if let Some(file) = &args.labels {
+        let names = labels::read(file)?;
+        if names.len() != classes {
+            return Err(Error::mismatch(file.display().to_string(), "labels", classes, names.len()));
         }
-        (None, 1000) => Ok(owned(labels::imagenet())),
-        (None, 10) => Ok(owned(labels::cifar10())),
-        (None, _) => Ok((0..classes).map(|i| format!("class {i}")).collect()),
+        return Ok(names);
     }
+    let beside = weights.with_file_name("labels.txt");
+    if beside.is_file() {
+        let names = labels::read(&beside)?;
+        if names.len() == classes {
+            return Ok(names);
+        }
+        eprintln!(
+            "{} names {} classes and {name} has {classes}: not used",
+            beside.display(),
+            names.len(),
+            name = weights.display()
+        );
+    }
+    let owned = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
+    Ok(match classes {
+        1000 => owned(labels::imagenet()),
+        10 => owned(labels::cifar10()),
+        _ => (0..classes).map(|i| format!("class {i}")).collect(),
+    })
 }
 
 fn print(path: &Path, top: &[(usize, f32)], labels: &[String], milliseconds: f64, json: bool) {

@@ -8,6 +8,7 @@
 #[path = "support/output.rs"]
 mod output;
 
+use clap::Parser;
 use convzoo::graph::{Layer, Node, concat};
 use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, SeBlock};
 use convzoo::{Model, Result, Tensor};
@@ -27,7 +28,19 @@ impl Layer for TwoViews {
     }
 }
 
-fn main() -> Result<()> {
+/// Draws a network of one's own, prints its plan and its logits for one batch.
+#[derive(Parser)]
+struct Args {}
+
+fn main() {
+    Args::parse();
+    if let Err(error) = run() {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<()> {
     let network =
         (Conv2d::k3(32).stride(2), vec![TwoViews { width: 32 }, TwoViews { width: 48 }], ClassifierHead::new(7));
     let model = Model::new(&network, &mut StdRng::seed_from_u64(1))?;

@@ -19,7 +19,8 @@ mod figures;
 #[path = "support/watch.rs"]
 mod watch;
 
-use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, value_parser};
 use convzoo::graph::{Graph, Params};
 use convzoo::inspect::curves::{Curve, Scale, Stroke};
 use convzoo::random::Stream;
@@ -42,7 +43,7 @@ struct Args {
     #[arg(long)]
     path: Option<PathBuf>,
     /// Epochs of each.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = value_parser!(u64).range(1..))]
     epochs: u64,
     /// Images in a batch.
     #[arg(long, default_value_t = 128)]
@@ -51,7 +52,7 @@ struct Args {
     #[arg(long, default_value_t = 0.1)]
     rate: f64,
     /// Learn from at most so many images.
-    #[arg(long)]
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     limit: Option<usize>,
     /// Where checkpoints, logs and figures go. What is there is gone on from.
     #[arg(long, default_value = "degradation")]
@@ -101,7 +102,7 @@ fn run(args: &Args) -> Result<()> {
         let mut trainer = Trainer::new(&graph, params, recipe())?;
         let folder = args.out.join(name);
         let plan = Fit { folder: Some(&folder), ..Fit::new(&train, &test, args.epochs) };
-        let mut watch = watch::Watch::new(name, train.batches(), args.epochs, args.batch as u64);
+        let mut watch = watch::Watch::new(name, &train, args.epochs);
         if !fit(&mut trainer, &plan, &mut watch)? {
             println!("stopped; run again to go on");
             return Ok(());

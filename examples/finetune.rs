@@ -21,7 +21,7 @@ mod foreign;
 #[path = "support/watch.rs"]
 mod watch;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, value_parser};
 use convzoo::inspect::curves::Scale;
 use convzoo::models::GoogLeNet;
 use convzoo::random::Stream;
@@ -41,8 +41,8 @@ struct Args {
     /// What learns.
     #[arg(long, value_enum, default_value = "top")]
     learns: Learns,
-    /// Epochs.
-    #[arg(long, default_value_t = 4)]
+    /// Epochs in all. The schedule follows from them, so that training cannot go on for another number of epochs.
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u64).range(1..))]
     epochs: u64,
     /// Images in a batch.
     #[arg(long, default_value_t = 32)]
@@ -125,11 +125,20 @@ fn run(args: &Args) -> Result<()> {
     let (graph, params) = model.into_parts();
     let mut trainer = Trainer::new(&graph, params, recipe)?;
     let plan = Fit { folder: args.out.as_deref(), ..Fit::new(&train, &test, args.epochs) };
-    let mut watch = watch::Watch::new("googlenet", train.batches(), args.epochs, args.batch as u64);
-    fit(&mut trainer, &plan, &mut watch)?;
+    if let Some(folder) = &args.out {
+        sets.write_labels(folder)?;
+    }
+    let mut watch = watch::Watch::new("googlenet_paper", &train, args.epochs);
+    let finished = fit(&mut trainer, &plan, &mut watch)?;
     if let Some(folder) = &args.out {
         let curves = figures::error_curves("GoogLeNet", 0, &folder.join("log.jsonl"))?;
         figures::draw(folder, "error.svg", ("Fine-tuning", "epoch", "error in percent"), &curves, Scale::Linear)?;
+        println!("{} is in {}", watch.ending(finished), folder.display());
+        let best = folder.join("best.safetensors");
+        if best.is_file() {
+            let command = "cargo run --release --example classify -- --model googlenet_paper --weights";
+            println!("to name what is in a photograph: {command} {} PHOTO", best.display());
+        }
     }
     Ok(())
 }

@@ -12,10 +12,12 @@
 mod output;
 #[path = "support/foreign.rs"]
 mod foreign;
+#[path = "support/photo.rs"]
+mod photo;
 
 use clap::Parser;
 use convzoo::inspect::{GradCam, grad_cam};
-use convzoo::vision::{Image, Interpolation, Preset, labels, softmax};
+use convzoo::vision::{Image, Interpolation, labels, softmax};
 use convzoo::weights::{Limits, LoadOptions};
 use convzoo::{Error, Model, Result, models};
 use std::path::{Path, PathBuf};
@@ -60,7 +62,7 @@ fn run(args: &Args) -> Result<()> {
     }
     let mut model = Model::blank(&models::build(name, None)?)?;
     model.load_with(weights, &LoadOptions::strict().renamed(&foreign::rename), &Limits::default())?;
-    let preset = Preset::for_model(name).ok_or_else(|| Error::invalid(name, "no preprocessing is known for it"))?;
+    let preset = photo::preset(name)?;
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     for path in &images {
         let photo = Image::open(path)?;

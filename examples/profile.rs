@@ -13,6 +13,7 @@ mod output;
 mod step;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use convzoo::exec::{Recompute, StepTime, TrainOptions};
 use convzoo::simd::{Isa, peak_gflops};
 use convzoo::{Error, Model, PlanOptions, Result, Tensor, models};
@@ -36,7 +37,7 @@ struct Args {
     #[arg(long)]
     size: Option<usize>,
     /// Rounds to take the shortest time of.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     rounds: usize,
     /// Choose how convolutions are computed by timing, and keep what was found in this file.
     #[arg(long, conflicts_with = "train")]
@@ -105,7 +106,7 @@ fn train(args: &Args) -> Result<()> {
 fn print(steps: &[StepTime], peak: f64) {
     let total: f64 = steps.iter().map(|s| s.seconds).sum();
     let width = steps.iter().map(|s| s.path.len()).max().unwrap_or(0);
-    let mut kinds: BTreeMap<&str, (f64, u64, usize)> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, (f64, u64, usize)> = BTreeMap::new();
     println!("{:>9} {:>6} {:>8} {:>6}  layer", "µs", "share", "GFLOP/s", "peak");
     for step in steps {
         let rate = 2e-9 * step.macs as f64 / step.seconds;
@@ -118,13 +119,36 @@ fn print(steps: &[StepTime], peak: f64) {
             step.shape,
             step.kernel
         );
-        let kind = kinds.entry(step.kernel.split('_').next().unwrap_or_default()).or_default();
+        let kind = kinds.entry(family(&step.kernel)).or_default();
         *kind = (kind.0 + step.seconds, kind.1 + step.macs, kind.2 + 1);
     }
     println!("\n{:9.1} µs in {} steps, {peak:.0} GFLOP/s peak", total * 1e6, steps.len());
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by(|(_, a), (_, b)| b.0.total_cmp(&a.0));
     for (kind, (seconds, macs, count)) in kinds {
         let share = seconds / total * 100.0;
         let of_peak = 2e-9 * macs as f64 / seconds / peak * 100.0;
         println!("{:9.1} {share:5.1}%  {of_peak:4.0} % of peak  {count:3} × {kind}", seconds * 1e6);
     }
+    println!(
+        "\nGFLOP/s count the multiply-adds of plain sums; Winograd's and Strassen's methods, which take fewer, and the matrix \
+         unit may exceed the peak."
+    );
+}
+
+/// A kernel's name without its instruction set, window and register tile: `winograd_4x4_k3s1_6x4 avx512` is `winograd_4x4`.
+fn family(kernel: &str) -> String {
+    let digit = |c: Option<char>| c.is_some_and(|c| c.is_ascii_digit());
+    let one = |name: &str| {
+        let mut kept: Vec<&str> = Vec::new();
+        for word in name.split(' ').next().unwrap_or_default().split('_').filter(|word| !word.is_empty()) {
+            let window = word.strip_prefix('k').is_some_and(|rest| digit(rest.chars().next()));
+            let tile = digit(word.chars().next()) && kept.last() != Some(&"winograd");
+            if !window && !tile {
+                kept.push(word);
+            }
+        }
+        kept.join("_")
+    };
+    kernel.split(" + ").map(one).collect::<Vec<_>>().join(" + ")
 }

@@ -17,10 +17,13 @@ mod output;
 mod data;
 #[path = "support/figures.rs"]
 mod figures;
+#[path = "support/foreign.rs"]
+mod foreign;
 #[path = "support/watch.rs"]
 mod watch;
 
-use clap::{Parser, ValueEnum};
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, ValueEnum, value_parser};
 use convzoo::exec::{Recompute, TrainOptions};
 use convzoo::inspect::curves::Scale;
 use convzoo::models::{GoogLeNetPreset, ModelConfig};
@@ -31,7 +34,7 @@ use convzoo::train::{
 };
 use convzoo::vision::augment::{Erase, Mix};
 use convzoo::vision::{Loader, LoaderOptions, Preset, data::OnDamage};
-use convzoo::weights::{Dtype, StateDict};
+use convzoo::weights::{Dtype, Limits, LoadOptions, StateDict};
 use convzoo::{Error, Model, PlanOptions, Result};
 use data::{Data, Taken};
 use std::path::{Path, PathBuf};
@@ -58,14 +61,15 @@ struct Args {
     /// Weights to begin with; a classifier for another number of classes is left as initialised.
     #[arg(long)]
     weights: Option<PathBuf>,
-    /// Learn nothing: judge `--weights` by the test images.
+    /// Learn nothing: judge `--weights`, which must then fit entirely, by the test images.
     #[arg(long, requires = "weights")]
     eval: bool,
     /// Beside the best weights of `--out` write them in half precision.
     #[arg(long, requires = "out")]
     half: bool,
-    /// Epochs.
-    #[arg(long, default_value_t = 3)]
+    /// Epochs in all. Schedules follow from them, so that training cannot go on for another number of epochs unless
+    /// the schedule is constant; to learn longer, begin anew with `--weights RUN/best.safetensors` and another `--out`.
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..))]
     epochs: u64,
     /// Images in a batch [default: the model's].
     #[arg(long)]
@@ -110,7 +114,7 @@ struct Args {
     #[arg(long)]
     side: Option<usize>,
     /// Learn from at most so many images.
-    #[arg(long)]
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     limit: Option<usize>,
     /// Leave out photographs that cannot be decoded, instead of stopping.
     #[arg(long)]
@@ -215,12 +219,13 @@ fn run(args: &Args) -> Result<()> {
     let network = config.classes(sets.classes());
     let mut model = Model::with_channels(sets.input_channels(), &network, &mut Stream::new(args.seed).rng())?;
     if let Some(weights) = &args.weights {
-        begin_with(&mut model, weights)?;
+        begin_with(&mut model, weights, args.eval)?;
     }
     if args.eval {
         let options = args.threads.map_or(PlanOptions::new(), |threads| PlanOptions::new().threads(threads));
         let judged = evaluate(model.graph(), model.params(), test.epoch(0, 0), &CrossEntropy::new(), &options)?;
-        println!("{name}: top-1 {:.2} % top-5 {:.2} % of {}", judged.top1(), judged.top5(), sets.test.len());
+        let top5 = if sets.classes() > 5 { format!(" top-5 {:.2} %", judged.top5()) } else { String::new() };
+        println!("{name}: top-1 {:.2} %{top5} of {}", judged.top1(), sets.test.len());
         return Ok(());
     }
     let steps = (train.batches() / args.accumulate.max(1)).max(1) * args.epochs;
@@ -238,7 +243,10 @@ fn run(args: &Args) -> Result<()> {
         sets.size[0],
         sets.size[1],
     );
-    let mut watch = watch::Watch::new(&name, train.batches(), args.epochs, batch as u64);
+    if let Some(folder) = &args.out {
+        sets.write_labels(folder)?;
+    }
+    let mut watch = watch::Watch::new(&name, &train, args.epochs);
     let finished = fit(&mut trainer, &plan, &mut watch)?;
     if let Some(folder) = &args.out {
         draw_curves(&name, folder)?;
@@ -246,7 +254,7 @@ fn run(args: &Args) -> Result<()> {
         if args.half && best.is_file() {
             StateDict::read(&best)?.write_safetensors(folder.join("best.f16.safetensors"), Dtype::F16)?;
         }
-        println!("{} is in {}", if finished { "everything" } else { "a checkpoint to go on from" }, folder.display());
+        println!("{} is in {}", watch.ending(finished), folder.display());
     }
     Ok(())
 }
@@ -318,9 +326,10 @@ fn recipe(args: &Args, defaults: &Defaults, steps: u64, batch: usize) -> Recipe 
     }
 }
 
-fn begin_with(model: &mut Model, weights: &std::path::Path) -> Result<()> {
-    use convzoo::weights::{Limits, LoadOptions};
-    let report = model.load_with(weights, &LoadOptions::lenient(), &Limits::default())?;
+/// Reads `weights` into the model: what fits, or, if `strict`, all that the model has.
+fn begin_with(model: &mut Model, weights: &Path, strict: bool) -> Result<()> {
+    let options = if strict { LoadOptions::strict() } else { LoadOptions::lenient() };
+    let report = model.load_with(weights, &options.renamed(&foreign::rename), &Limits::default())?;
     println!("{report}");
     if report.loaded == 0 {
         return Err(Error::Load(Box::new(report)));

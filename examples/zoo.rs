@@ -61,7 +61,7 @@ fn run(args: &Args) -> Result<()> {
     if args.explain {
         print!("{}", Model::blank(&network)?.plan(shape)?.explain());
     } else {
-        print!("{}", Summary::of(&Graph::draw(3, &network)?, shape)?);
+        println!("{}", Summary::of(&Graph::draw(3, &network)?, shape)?);
     }
     Ok(())
 }

@@ -81,6 +81,25 @@ impl Data {
 }
 
 impl Sets {
+    /// Writes the names of the classes into `folder`, for `classify` to find beside the weights. Where training is to go on,
+    /// they must be those it began with.
+    pub(crate) fn write_labels(&self, folder: &Path) -> Result<()> {
+        let (file, text) = (folder.join("labels.txt"), self.train.classes().join("\n") + "\n");
+        let before = std::fs::read_to_string(&file).ok().filter(|_| folder.join("last.checkpoint").exists());
+        if let Some(before) = before {
+            let listed = |text: &str| text.lines().collect::<Vec<_>>().join(", ");
+            return match before == text {
+                true => Ok(()),
+                false => Err(Error::mismatch(file.display().to_string(), "classes", listed(&text), listed(&before))),
+            };
+        }
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        // Complete or not at all: renamed once it is written.
+        let unfinished = folder.join(format!(".labels.txt.{}.tmp", std::process::id()));
+        std::fs::write(&unfinished, text).map_err(|e| Error::io(&unfinished, e))?;
+        std::fs::rename(&unfinished, &file).map_err(|e| Error::io(&file, e))
+    }
+
     pub(crate) fn classes(&self) -> usize {
         self.train.classes().len()
     }

@@ -1,7 +1,8 @@
 //! Watching training: a progress bar, a line per epoch, and a clean end on Ctrl-C.
 #![allow(dead_code, reason = "every example uses its part of this file")]
 
-use convzoo::train::{Epoch, Observer, Step, Trainer};
+use convzoo::train::{Epoch, Observer, Source, Step, Trainer};
+use convzoo::vision::Loader;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -13,15 +14,27 @@ pub(crate) struct Watch {
     batches: u64,
     epochs: u64,
     images: u64,
+    classes: usize,
     bar: Option<ProgressBar>,
     stop: Arc<AtomicBool>,
     losses: Vec<(u64, f64)>,
 }
 
 impl Watch {
-    /// For `epochs` epochs of `batches` batches of `images` images.
-    pub(crate) fn new(label: impl Into<String>, batches: u64, epochs: u64, images: u64) -> Self {
-        Watch { label: label.into(), batches, epochs, images, bar: None, stop: interrupted(), losses: Vec::new() }
+    /// For `epochs` epochs of what `train` loads.
+    pub(crate) fn new(label: impl Into<String>, train: &Loader, epochs: u64) -> Self {
+        let (batches, images, classes) = (train.batches(), train.options().batch as u64, train.set().classes().len());
+        let (label, stop) = (label.into(), interrupted());
+        Watch { label, batches, epochs, images, classes, bar: None, stop, losses: Vec::new() }
+    }
+
+    /// What training came to, for a sentence that says where it is.
+    pub(crate) fn ending(&self, finished: bool) -> &'static str {
+        match (finished, self.losses.is_empty()) {
+            (false, _) => "a checkpoint to go on from",
+            (true, false) => "everything",
+            (true, true) => "nothing was left to do: everything",
+        }
     }
 
     /// Step and loss of every step seen.
@@ -59,16 +72,16 @@ impl Observer for Watch {
         }
         let Epoch { epoch: number, train, test, seconds, best, .. } = epoch;
         let aux: String = train.losses().skip(1).map(|(name, loss)| format!(" {name} {loss:.3}")).collect();
+        // Of five classes or fewer, the right one is always among the first five.
+        let top5 = if self.classes > 5 { format!(" top-5 {:6.2} %", test.top5()) } else { String::new() };
         println!(
-            "{} {number:3}/{}  train loss {:.4}{aux} top-1 {:6.2} %   test loss {:.4} top-1 {:6.2} % top-5 {:6.2} %  \
-             {seconds:.1} s{}",
+            "{} {number:3}/{}  train loss {:.4}{aux} top-1 {:6.2} %   test loss {:.4} top-1 {:6.2} %{top5}  {seconds:.1} s{}",
             self.label,
             self.epochs,
             train.loss(),
             train.top1(),
             test.loss(),
             test.top1(),
-            test.top5(),
             if *best { "  best" } else { "" }
         );
     }

@@ -76,7 +76,8 @@ impl Trainer {
         let numbers: Numbers = serde_json::from_str(text).map_err(|e| Error::format(&at, format!("{KEY}: {e}")))?;
         let params = take(&mut state, "params", &self.params)?;
         if numbers.recipe != self.description() {
-            return Err(Error::mismatch(at, "recipe", self.description(), numbers.recipe));
+            let [expected, found] = differences(self.description(), &numbers.recipe);
+            return Err(Error::mismatch(at, "recipe", expected, found));
         }
         let ema = match (&self.ema, numbers.ema) {
             (Some(ema), Some(counts)) => Some((counts, take(&mut state, "ema", ema.params())?)),
@@ -99,6 +100,29 @@ impl Trainer {
     }
 }
 
+/// What two descriptions of recipes differ in, as the one has it and as the other.
+fn differences(one: &str, other: &str) -> [String; 2] {
+    const PARTS: [&str; 7] = ["loss", "optimiser", "schedule", "groups", "clip", "ema", "seed"];
+    let [ours, theirs] = [one, other].map(|text| text.split("; ").collect::<Vec<_>>());
+    if ours.len() != PARTS.len() || theirs.len() != PARTS.len() {
+        return [one, other].map(str::to_owned); // a loss or rule of one's own may describe itself with semicolons
+    }
+    let settings = |text| str::split(text, [',', '{', '}', '(', ')', '[', ']']).map(str::trim).collect::<Vec<_>>();
+    let mut lists = [Vec::new(), Vec::new()];
+    for (part, pair) in PARTS.iter().zip(ours.into_iter().zip(theirs)).filter(|(_, (a, b))| a != b) {
+        let [a, b] = [pair.0, pair.1].map(settings);
+        let apart: Vec<_> = a.iter().copied().zip(b.iter().copied()).filter(|(a, b)| a != b).collect();
+        // Settings that have names are told apart by them, anything else is shown whole.
+        let named = a.len() == b.len() && apart.iter().all(|(a, b)| a.contains(": ") && b.contains(": "));
+        for (a, b) in if named { apart } else { vec![pair] } {
+            for (list, text) in lists.iter_mut().zip([a, b]) {
+                list.push(if text.starts_with(part) { text.to_owned() } else { format!("{part} {text}") });
+            }
+        }
+    }
+    lists.map(|list| list.join(", "))
+}
+
 fn insert(state: &mut StateDict, prefix: &str, params: &Params) -> Result<()> {
     params.iter().try_for_each(|(def, value)| state.insert(format!("{prefix}/{}", def.name), value.clone()))
 }
@@ -115,4 +139,25 @@ fn take(state: &mut StateDict, prefix: &str, params: &Params) -> Result<Params> 
     let mut filled = params.clone();
     load(&mut filled, part, &LoadOptions::strict())?;
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::{AdamW, Clip, Recipe, Schedule, Sgd};
+
+    #[test]
+    fn only_what_differs_between_recipes_is_named() {
+        let text = |steps| Recipe::new(Sgd::default(), Schedule::one_cycle(0.1, steps)).describe();
+        assert_eq!(differences(&text(75), &text(45)), ["schedule steps: 75", "schedule steps: 45"]);
+        let one = Recipe { seed: 1, ..Recipe::new(Sgd::default(), Schedule::cosine(0.1, 9)) };
+        let other = Recipe { clip: Some(Clip::Norm(5.0)), ..Recipe::new(Sgd::default(), Schedule::cosine(0.2, 9)) };
+        let [one, other] = differences(&one.describe(), &other.describe());
+        assert_eq!(one, "schedule rate: 0.1, clip None, seed 1");
+        assert_eq!(other, "schedule rate: 0.2, clip Some(Norm(5.0)), seed 0");
+        let adam = Recipe::new(AdamW::default(), Schedule::one_cycle(0.1, 75)).describe();
+        let [one, other] = differences(&text(75), &adam);
+        assert!(one.starts_with("optimiser Sgd {") && other.starts_with("optimiser AdamW {"), "{one} / {other}");
+        assert_eq!(differences("a; b", "c"), ["a; b", "c"]);
+    }
 }
