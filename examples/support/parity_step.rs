@@ -56,7 +56,7 @@ impl Step<'_> {
     pub(crate) fn planned(&self) -> Result<StateDict> {
         let (mut params, mut out) = (self.model.params().clone(), StateDict::new("parity"));
         let &[n, c, h, w] = self.images.shape() else {
-            return Err(Error::mismatch("input", "rank", "4 (n, c, h, w)", format!("{:?}", self.images.shape())));
+            return Err(Error::mismatch("input", "rank", "4 (n, c, h, w)", self.images.shape().len()));
         };
         let mut plan = TrainPlan::new(self.model.graph(), &params, [n, c, h, w], &self.options)?;
         let outputs = plan.forward(&mut params, self.images, 0)?;
