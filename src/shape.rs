@@ -144,16 +144,25 @@ pub struct Placed {
     pub before: [usize; 2],
 }
 
-/// More elements than processors address as floats, and so few that planning can count bytes, whole cache lines per
-/// pixel and all maps of a network together without an overflow.
-const MOST_ELEMENTS: u64 = 1 << 46;
-
 /// Multiplies extents with overflow checked; `at` names the place in the error.
 pub fn checked_volume(dims: &[usize], at: &str) -> Result<usize> {
     dims.iter()
         .try_fold(1usize, |volume, &d| volume.checked_mul(d))
-        .filter(|&v| v <= isize::MAX as usize / 8 && v as u64 <= MOST_ELEMENTS)
-        .ok_or_else(|| Error::invalid(at, format!("{dims:?} has more elements than memory can address")))
+        .filter(|&v| v <= isize::MAX as usize / 8)
+        .ok_or_else(|| too_large(dims, at))
+}
+
+/// Fails for a map of more elements than processors address as floats: so few that planning can count bytes, whole cache
+/// lines per pixel and all maps of a network together without an overflow.
+pub fn check_map(dims: &[usize], at: &str) -> Result<()> {
+    match checked_volume(dims, at)? as u64 >> 46 {
+        0 => Ok(()),
+        _ => Err(too_large(dims, at)),
+    }
+}
+
+fn too_large(dims: &[usize], at: &str) -> Error {
+    Error::invalid(at, format!("{dims:?} has more elements than memory can address"))
 }
 
 #[cfg(test)]

@@ -146,7 +146,7 @@ impl Plan {
         let isa = options.precision.limit(isa);
         let wanted = wanted(graph, options)?;
         let ids: Vec<NodeId> = wanted.iter().map(|(_, id)| *id).collect();
-        let shapes = graph.shapes_for(input, ids.iter().copied())?;
+        let shapes = graph.maps_for(input, ids.iter().copied())?;
         let mut program = Program::lower(graph, shapes, ids)?;
         passes::run(&mut program, source, options.precision)?;
         let portions = Portions::of(&program, source.defs());

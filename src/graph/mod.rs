@@ -21,7 +21,7 @@ pub use source::Source;
 pub(crate) use source::released;
 
 use crate::error::{Error, Result};
-use crate::shape::checked_volume;
+use crate::shape::{check_map, checked_volume};
 
 /// Index of a node within its graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -218,6 +218,17 @@ impl Graph {
         let roots =
             self.outputs.iter().filter(|o| auxiliary || !matches!(o.role, Role::Auxiliary { .. })).map(|o| o.node);
         self.shapes_for(input, roots)
+    }
+
+    /// As [`shapes_for`](Self::shapes_for), for a plan: every map must be one that memory can hold.
+    pub(crate) fn maps_for(
+        &self,
+        input: [usize; 4],
+        wanted: impl IntoIterator<Item = NodeId>,
+    ) -> Result<Vec<[usize; 4]>> {
+        let shapes = self.shapes_for(input, wanted)?;
+        self.nodes.iter().zip(&shapes).try_for_each(|(node, shape)| check_map(shape, &node.place()))?;
+        Ok(shapes)
     }
 
     /// The shape of every node that `wanted` depends on, as [`Graph::shapes`]; the others stay zero.

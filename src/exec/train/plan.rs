@@ -83,7 +83,7 @@ impl TrainPlan {
         let learned = options.learned(graph.params())?;
         let heads: Vec<_> = graph.outputs().iter().filter(|o| o.role != Role::Feature).collect();
         let ids: Vec<NodeId> = heads.iter().map(|o| o.node).collect();
-        let shapes = graph.shapes_for(input, ids.iter().copied())?;
+        let shapes = graph.maps_for(input, ids.iter().copied())?;
         let mut program = Program::lower(graph, shapes, ids)?;
         fuse::run(&mut program, options.noise);
         refuse_shared(&program, graph)?;
