@@ -39,6 +39,28 @@ pub enum Source {
     Norm(Option<Activation>),
 }
 
+impl Source {
+    /// Whether registers can be led through it on their way: the activation must be a clamp.
+    pub(super) fn is_clamped(self) -> bool {
+        match self {
+            Source::Ready => true,
+            Source::Norm(activation) => activation.is_none_or(is_clamp),
+        }
+    }
+
+    /// What they are led through.
+    pub(super) fn norm(self, spec: &ConvSpec, io: &Io) -> Option<Norm> {
+        let Source::Norm(activation) = self else { return None };
+        let row = |row: usize| io.inputs[2].wrapping_add(row * spec.input.c);
+        Some(Norm { scale: row(SCALE), shift: row(SHIFT), range: clamp_of(activation) })
+    }
+
+    /// What it adds to the name of a kernel.
+    pub(in crate::kernels::conv) fn prefix(self) -> &'static str {
+        if self == Source::Ready { "" } else { "norm_" }
+    }
+}
+
 /// One side of a product, of the quarters of a pair: first and second half of `p`, then of `q`.
 type Mix = (Join, [usize; 2]);
 
@@ -74,12 +96,8 @@ const SUMS: usize = 1 << 15;
 
 /// Whether [`weight_gradient`] can compute this convolution: 1×1, one group, whole registers in each half of the channels.
 pub fn applicable(spec: &ConvSpec, source: Source) -> bool {
-    let clamp = match source {
-        Source::Ready => true,
-        Source::Norm(activation) => activation.is_none_or(is_clamp),
-    };
     let whole = spec.input.c.is_multiple_of(CHANNELS) && spec.output.c.is_multiple_of(CHANNELS);
-    clamp && whole && spec.groups == 1 && spec.window.kernel == [1, 1] && spec.placed.before == [0, 0]
+    source.is_clamped() && whole && spec.groups == 1 && spec.window.kernel == [1, 1] && spec.placed.before == [0, 0]
 }
 
 /// Whether it is faster than the plain product; by shape alone. Of every hundred multiplications it saves twelve; the sides of the
@@ -228,7 +246,7 @@ impl Product {
 
 impl Tiled for Product {
     fn name(&self) -> String {
-        let norm = if self.source == Source::Ready { "" } else { "norm_" };
+        let norm = self.source.prefix();
         format!("weight_gradient_{norm}strassen_{}_{}", self.spec.label(), self.outer.tile_name())
     }
 
@@ -260,13 +278,7 @@ impl Tiled for Product {
         let [x, y, sides, rows_kept] = [0, 2, 4, 5].map(|part| table.wrapping_add(part * PAIRS));
         let blocks = all.len().div_ceil(2 * PAIRS).max(1);
         let cut = |block: usize| all.start + block * all.len() / blocks;
-        let row = |row: usize| io.inputs[2].wrapping_add(row * self.spec.input.c);
-        let norm = match self.source {
-            Source::Ready => None,
-            Source::Norm(activation) => {
-                Some(Norm { scale: row(SCALE), shift: row(SHIFT), range: clamp_of(activation) })
-            }
-        };
+        let norm = self.source.norm(&self.spec, io);
         // SAFETY: the tables have room for the pixels of a block, the left side of every pair and the rows that are kept, the
         // memory behind them for what they point to; whole registers of channels lie behind every pointer; the products of
         // this slice and these rows are this tile's.

@@ -16,10 +16,9 @@ use super::super::indirect::Taps;
 use super::pointwise::Source;
 use super::weight::{Gathered, WeightGradient};
 use crate::kernels::Io;
-use crate::kernels::gemm::outer::{Ahead, Norm, Queue};
-use crate::kernels::gemm::{Extent, Gemm, Lay, Rows, Target, clamp_of, is_clamp};
+use crate::kernels::gemm::outer::{Ahead, Queue};
+use crate::kernels::gemm::{Extent, Gemm, Lay, Rows, Target};
 use crate::kernels::light::{Light, Tiled};
-use crate::kernels::norm::train::{SCALE, SHIFT};
 use crate::simd::{Isa, Simd};
 use crate::tensor::AlignedBuf;
 use std::ops::Range;
@@ -42,14 +41,10 @@ const SUMS: usize = 1 << 20;
 /// outputs, has to be small beside the products.
 pub(super) fn profitable(spec: &ConvSpec, source: Source, isa: Isa) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
-    let clamp = match source {
-        Source::Ready => true,
-        Source::Norm(activation) => activation.is_none_or(is_clamp),
-    };
     let plain = spec.groups == 1 && spec.window.kernel == [1, 1] && spec.placed.before == [0, 0];
     let whole = inputs.is_multiple_of(LANES) && outputs.is_multiple_of(LANES);
     let shape = 64 * outputs + 55 * inputs < inputs * outputs && spec.output.pixels() >= PIXELS[0];
-    isa == Isa::Amx && clamp && plain && whole && shape
+    isa == Isa::Amx && source.is_clamped() && plain && whole && shape
 }
 
 /// The gradient of the weights, as [`weight_gradient`](super::weight::weight_gradient).
@@ -205,7 +200,7 @@ unsafe fn turn<S: Simd>(
 
 impl Tiled for Product {
     fn name(&self) -> String {
-        let norm = if self.source == Source::Ready { "" } else { "norm_" };
+        let norm = self.source.prefix();
         format!("weight_gradient_{norm}split_{}", self.spec.label())
     }
 
@@ -230,15 +225,12 @@ impl Tiled for Product {
         let Columns { channels, gemms } = &self.columns[part % self.columns.len()];
         let blocks = slice * self.blocks / self.slices..(slice + 1) * self.blocks / self.slices;
         let Memory { x, lines, packed, turned, scratch } = self.memory(scratch);
-        let row = |row: usize| io.inputs[2].wrapping_add(row * input.c);
-        let norm = match self.source {
-            Source::Ready => None,
-            Source::Norm(activation) => {
-                Some(Norm { scale: row(SCALE), shift: row(SHIFT), range: clamp_of(activation) })
-            }
-        };
+        let norm = self.source.norm(&self.spec, io);
         let turns = outputs.len().div_ceil(TURNED);
-        let turned_outputs = |turn: usize| part_of(outputs.len(), turn, turns);
+        let of = |turn: usize| {
+            let part = part_of(outputs.len(), turn, turns);
+            outputs.start + part.start..outputs.start + part.end
+        };
         // SAFETY: the memory has room for the pointers of a block, its split inputs and turned outputs; whole registers of channels
         // lie behind every pointer; the sums of this slice, these outputs and inputs are this tile's.
         unsafe {
@@ -249,10 +241,6 @@ impl Tiled for Product {
                 self.taps.fill(pixels.clone(), io.inputs[0], self.zero.as_ptr(), x, 1);
                 gemm.lay::<S>(Lay { rows: x, skip: channels.start, depth: pixels.len(), norm }, packed);
                 for nth in 0..turns {
-                    let of = |nth: usize| {
-                        let part = turned_outputs(nth);
-                        outputs.start + part.start..outputs.start + part.end
-                    };
                     let rows = of(nth);
                     let from = io.inputs[1].add(pixels.start * output.ld + rows.start);
                     turn::<S>((from, output.ld), [pixels.len(), rows.len()], (turned, self.ld()));

@@ -199,16 +199,13 @@ fn check_weights(gradient: &weight::WeightGradient, inputs: &[&[f32]], expected:
     assert_near(&found, &narrow(expected), tolerance * scale(expected), what);
 }
 
-#[test]
-fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
-    // Batch, size, channels in and out, stride.
-    for (n, size, channels, stride) in [
-        (1, [1, 1], [32, 32], 1),
-        (2, [9, 7], [64, 96], 1),
-        (3, [20, 19], [96, 192], 1),
-        (1, [13, 24], [160, 288], 2),
-        (2, [33, 40], [128, 32], 1),
-    ] {
+/// Batch, size, channels in and out, stride.
+type Pointwise = (usize, [usize; 2], [usize; 2], usize);
+
+/// Holds a form of the gradient of 1×1 weights to the oracle, behind a norm or not.
+#[track_caller]
+fn check_pointwise(cases: &[Pointwise], form: fn(ConvSpec, Source, Isa) -> weight::WeightGradient, isas: &[Isa]) {
+    for &(n, size, channels, stride) in cases {
         let spec = spec((n, size, channels, 1, 1, stride, 0, 1));
         let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
         let table = noise(norm::TABLE_ROWS * spec.input.c, 3);
@@ -216,8 +213,8 @@ fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
             let seen = behind(source, &x, &table, spec.input);
             let expected = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
             let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
-            for &isa in Isa::available() {
-                let gradient = pointwise::weight_gradient(spec, source, isa);
+            for &isa in isas {
+                let gradient = form(spec, source, isa);
                 let what = format!("{} {channels:?} {source:?}", gradient.kernel.name());
                 check_weights(&gradient, &[&x, &dy, &table], &expected, &what);
             }
@@ -226,29 +223,29 @@ fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
 }
 
 #[test]
+fn seven_products_give_the_weights_gradient_and_apply_the_norm_before_it() {
+    let cases = [
+        (1, [1, 1], [32, 32], 1),
+        (2, [9, 7], [64, 96], 1),
+        (3, [20, 19], [96, 192], 1),
+        (1, [13, 24], [160, 288], 2),
+        (2, [33, 40], [128, 32], 1),
+    ];
+    check_pointwise(&cases, pointwise::weight_gradient, Isa::available());
+}
+
+#[test]
 fn the_matrix_unit_gives_the_weights_gradient_and_applies_the_norm_before_it() {
     // One block and several, one slice and several, parts of either side, pixels that fill no square or block.
-    for (n, size, channels, stride) in [
+    let cases = [
         (1, [5, 3], [32, 48], 1),
         (2, [17, 19], [144, 560], 1),
         (3, [20, 19], [528, 64], 1),
         (1, [13, 24], [1040, 160], 2),
         (8, [23, 24], [176, 272], 1),
-    ] {
-        let spec = spec((n, size, channels, 1, 1, stride, 0, 1));
-        let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
-        let table = noise(norm::TABLE_ROWS * spec.input.c, 3);
-        for source in [Source::Ready, Source::Norm(None), Source::Norm(Some(Relu))] {
-            let seen = behind(source, &x, &table, spec.input);
-            let expected = naive::backward::conv2d_weight(&seen, nchw(spec.input), &wide(&dy), &shape(&spec));
-            let (x, dy) = (spread(&x, spec.input), spread(&dy, spec.output));
-            for &isa in Isa::available().iter().filter(|&&isa| isa == Isa::Amx) {
-                let gradient = split::weight_gradient(spec, source, isa);
-                let what = format!("{} {channels:?} {source:?}", gradient.kernel.name());
-                check_weights(&gradient, &[&x, &dy, &table], &expected, &what);
-            }
-        }
-    }
+    ];
+    let isas: Vec<_> = Isa::available().iter().copied().filter(|&isa| isa == Isa::Amx).collect();
+    check_pointwise(&cases, split::weight_gradient, &isas);
 }
 
 #[test]

@@ -190,7 +190,7 @@ impl<P: Turned> Gradient<P> {
 impl<P: Turned> Tiled for Gradient<P> {
     fn name(&self) -> String {
         let m = self.form.outputs();
-        let norm = if self.source == Source::Ready { "" } else { "norm_" };
+        let norm = self.source.prefix();
         let folded = if self.back.order.folded.is_some() { "folded_" } else { "" };
         format!("weight_gradient_{norm}{folded}winograd_{m}x{m}_{}", self.outer.tile_name())
     }
