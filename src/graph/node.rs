@@ -6,7 +6,7 @@ use super::params::{ParamDef, ParamId, ParamKind};
 use super::{NodeDef, NodeId, Output, Role};
 use crate::activation::Activation;
 use crate::error::{Error, Result};
-use crate::shape::checked_volume;
+use crate::shape::{check_map, checked_volume};
 use crate::tensor::Init;
 use std::cell::{RefCell, RefMut};
 use std::collections::HashSet;
@@ -40,7 +40,7 @@ impl Drawing {
         if channels == 0 {
             state.error = Some(Error::invalid("input", "a network needs at least 1 input channel, found 0"));
         }
-        if let Err(error) = checked_volume(&[channels], "input") {
+        if let Err(error) = check_map(&[channels], "input") {
             state.fail(error);
         }
         let drawn = Drawn { channels, size: Size::Free };

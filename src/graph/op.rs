@@ -6,7 +6,7 @@
 use super::params::{ParamDef, ParamId};
 use crate::activation::Activation;
 use crate::error::{Error, Result};
-use crate::shape::{Window, checked_volume};
+use crate::shape::{Window, check_map, checked_volume};
 
 /// Channels a local response norm may sum over.
 const MOST_NEIGHBOURS: usize = 1 << 20;
@@ -208,7 +208,7 @@ impl Op {
         let channels = self.check_params(at, x.channels, params)?;
         let drawn = self.drawn(at, inputs, channels)?;
         let [h, w] = if let Size::Fixed(size) = drawn.size { size } else { [1, 1] };
-        checked_volume(&[drawn.channels, h, w], at)?;
+        check_map(&[drawn.channels, h, w], at)?;
         Ok(drawn)
     }
 
