@@ -99,7 +99,7 @@ pub(crate) fn check_same(at: &str, drawn: &[ParamDef], found: &[ParamDef]) -> Re
         Some(def) if alike => format!("{def:?}"),
         Some(ParamDef { name, shape, .. }) => format!("`{name}` {shape:?}"),
     };
-    Err(Error::mismatch(at, "parameter", show(drawn), show(found)))
+    Err(Error::mismatch(at, "parameters", show(drawn), show(found)))
 }
 
 /// The values of all parameters of a graph, in the order of definition.
@@ -228,10 +228,10 @@ mod tests {
         assert!(check_same("plan", &drawn, &drawn.clone()).is_ok());
         assert_eq!(
             fails(&drawn, &[def("a", &[1]), def("b", &[2, 4])]),
-            "plan: parameter: expected `b` [2, 3], found `b` [2, 4]"
+            "plan: parameters: expected `b` [2, 3], found `b` [2, 4]"
         );
-        assert_eq!(fails(&drawn, &drawn[..1]), "plan: parameter: expected `b` [2, 3], found no more than 1");
-        assert_eq!(fails(&drawn[..1], &drawn), "plan: parameter: expected no more than 1, found `b` [2, 3]");
+        assert_eq!(fails(&drawn, &drawn[..1]), "plan: parameters: expected `b` [2, 3], found no more than 1");
+        assert_eq!(fails(&drawn[..1], &drawn), "plan: parameters: expected no more than 1, found `b` [2, 3]");
         let other = [ParamDef { init: Init::Constant(1.0), ..def("a", &[1]) }];
         assert!(fails(&drawn[..1], &other).contains("Constant(1.0)"));
     }
