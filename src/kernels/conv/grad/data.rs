@@ -60,7 +60,7 @@ const MACS_PER_TILE: usize = 2_000_000;
 /// Most pixels of a tile.
 const MOST_ROWS: usize = 192;
 
-/// Cuts the product for so many pixels into tiles; `None` if no tap reaches them.
+/// Cuts the product for so many pixels into tiles; there is none if no tap reaches them.
 fn cut(spec: &ConvSpec, gemm: Option<&Gemm>, pixels: usize) -> Grid {
     match gemm {
         Some(gemm) if spec.groups == 1 => {
@@ -234,7 +234,7 @@ impl Tiled for Strided {
         let (products, scratch) = rest.split_at_mut(self.parts[1]);
         let (table, products) = (table.as_mut_ptr().cast::<*const f32>(), products.as_mut_ptr());
         let (m, ld) = (range.len(), columns.len().next_multiple_of(16));
-        // SAFETY: the scratch holds the pointers of all taps of the tile and a row of products for each pixel; the pixels
+        // SAFETY: the scratch holds the pointers of all taps of the tile, a row of products for each pixel and what they take; the pixels
         // of a class lie in the input map.
         unsafe {
             if let Some(gemm) = &class.gemm {

@@ -37,8 +37,8 @@ const MACS_PER_TILE: usize = 24_000_000;
 /// Floats of sums, of all slices of the pixels.
 const SUMS: usize = 1 << 20;
 
-/// Whether it is faster than multiply-adds, behind a norm or not alike; by shape alone. What is turned and split, inputs and
-/// outputs, has to be small beside the products.
+/// Whether it is faster than multiply-adds, behind a norm or not alike; by shape alone. At every pixel, to turn and split an
+/// output takes as long as the unit saves of 64 products, to split an input as of 55, as measured on layers of ResNet-50.
 pub(super) fn profitable(spec: &ConvSpec, source: Source, isa: Isa) -> bool {
     let [inputs, outputs] = [spec.input.c, spec.output.c];
     let plain = spec.groups == 1 && spec.window.kernel == [1, 1] && spec.placed.before == [0, 0];

@@ -117,5 +117,9 @@ mod tests {
             }
             assert_eq!(got, want, "{most} at a time");
         }
+        let mut queue = parts();
+        assert_eq!(queue.lines(), want.len());
+        assert_eq!(std::iter::from_fn(|| queue.next()).collect::<Vec<_>>(), want, "one by one");
+        assert_eq!((queue.lines(), queue.next()), (0, None));
     }
 }

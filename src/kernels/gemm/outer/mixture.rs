@@ -35,6 +35,21 @@ pub struct Norm {
     pub range: [f32; 2],
 }
 
+impl Norm {
+    /// Does it to `x`, a register of the channels from `channel` on.
+    ///
+    /// # Safety
+    /// The factors and summands of these channels are readable, and the CPU has the instruction set of `S`.
+    #[inline(always)]
+    pub(in crate::kernels::gemm) unsafe fn apply<S: Simd>(&self, x: S::V, channel: usize) -> S::V {
+        // SAFETY: as demanded.
+        unsafe {
+            let y = S::fma(x, S::load(self.scale.add(channel)), S::load(self.shift.add(channel)));
+            S::min(S::splat(self.range[1]), S::max(S::splat(self.range[0]), y))
+        }
+    }
+}
+
 /// Columns made of two maps, in whole registers.
 #[derive(Debug, Clone, Copy)]
 pub struct Mixture {
@@ -104,10 +119,7 @@ impl<const JOIN: usize, const NORM: bool> Columns for Mixed<JOIN, NORM> {
                 let channel = side.skip + v * S::LANES;
                 let x = S::load((*side.pixels.add(pixel)).add(channel));
                 match norm {
-                    Some(norm) if NORM => {
-                        let y = S::fma(x, S::load(norm.scale.add(channel)), S::load(norm.shift.add(channel)));
-                        S::min(S::splat(norm.range[1]), S::max(S::splat(norm.range[0]), y))
-                    }
+                    Some(norm) if NORM => norm.apply::<S>(x, channel),
                     _ => x,
                 }
             };

@@ -115,9 +115,10 @@ impl Lay {
         // SAFETY: as in `run`.
         unsafe {
             let x = S::load((*self.rows.add(row)).add(column));
-            let Some(norm) = self.norm.filter(|_| NORM) else { return x };
-            let y = S::fma(x, S::load(norm.scale.add(column)), S::load(norm.shift.add(column)));
-            S::min(S::splat(norm.range[1]), S::max(S::splat(norm.range[0]), y))
+            match &self.norm {
+                Some(norm) if NORM => norm.apply::<S>(x, column),
+                _ => x,
+            }
         }
     }
 }
