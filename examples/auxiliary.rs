@@ -21,7 +21,7 @@ use clap::{Parser, value_parser};
 use convzoo::inspect::curves::{Curve, Scale, Stroke};
 use convzoo::models::GoogLeNet;
 use convzoo::random::Stream;
-use convzoo::train::{Groups, Recipe, Schedule, Sgd, Source, Trainer};
+use convzoo::train::{Batches, Groups, Recipe, Schedule, Sgd, Trainer};
 use convzoo::vision::{Loader, Preset, data::OnDamage};
 use convzoo::{Model, Result};
 use data::{Data, Taken};

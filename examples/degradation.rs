@@ -24,7 +24,7 @@ use clap::{Parser, value_parser};
 use convzoo::graph::{Graph, Params};
 use convzoo::inspect::curves::{Curve, Scale, Stroke};
 use convzoo::random::Stream;
-use convzoo::train::{Decay, Fit, Groups, Recipe, Schedule, Sgd, Source, Trainer, fit};
+use convzoo::train::{Batches, Decay, Fit, Groups, Recipe, Schedule, Sgd, Trainer, fit};
 use convzoo::vision::{Loader, Preset, data::OnDamage};
 use convzoo::{Model, Result, models};
 use data::{Data, Taken};
@@ -119,7 +119,7 @@ fn run(args: &Args) -> Result<()> {
 }
 
 /// The norm of the gradient of every 3×3 convolution over one batch, in the order they are drawn.
-fn gradient_norms(graph: &Graph, params: &Params, recipe: Recipe, batches: &dyn Source) -> Result<Vec<(f64, f64)>> {
+fn gradient_norms(graph: &Graph, params: &Params, recipe: Recipe, batches: &dyn Batches) -> Result<Vec<(f64, f64)>> {
     let mut trainer = Trainer::new(graph, params.clone(), recipe)?;
     let mut first = batches.epoch(0, 0);
     if let Some(batch) = first.next() {

@@ -25,7 +25,7 @@ use clap::{Parser, ValueEnum, value_parser};
 use convzoo::inspect::curves::Scale;
 use convzoo::models::GoogLeNet;
 use convzoo::random::Stream;
-use convzoo::train::{Fit, Groups, Recipe, Schedule, Sgd, Source, Trainer, fit};
+use convzoo::train::{Batches, Fit, Groups, Recipe, Schedule, Sgd, Trainer, fit};
 use convzoo::vision::{Loader, Preset, data::OnDamage};
 use convzoo::weights::{Limits, LoadOptions};
 use convzoo::{Error, Model, Result};

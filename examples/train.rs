@@ -29,7 +29,7 @@ use convzoo::inspect::curves::Scale;
 use convzoo::models::{GoogLeNetPreset, ModelConfig};
 use convzoo::random::Stream;
 use convzoo::train::{
-    AdamW, Clip, CrossEntropy, Decay, Fit, Groups, Recipe, RmsPropTf, Rule, Schedule, Sgd, Source, Trainer, evaluate,
+    AdamW, Batches, Clip, CrossEntropy, Decay, Fit, Groups, Recipe, RmsPropTf, Rule, Schedule, Sgd, Trainer, evaluate,
     fit,
 };
 use convzoo::vision::augment::{Erase, Mix};

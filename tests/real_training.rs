@@ -9,7 +9,7 @@ use convzoo::graph::{Node, layer_fn};
 use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, MaxPool};
 use convzoo::random::Stream;
 use convzoo::train::CrossEntropy;
-use convzoo::train::{Fit, Recipe, Schedule, Sgd, Silent, Source, Trainer, evaluate, fit};
+use convzoo::train::{Batches, Fit, Recipe, Schedule, Sgd, Silent, Trainer, evaluate, fit};
 use convzoo::vision::data::{Dataset, PixelSet, Split};
 use convzoo::vision::{Channels, Loader, LoaderOptions, Preset};
 use std::path::PathBuf;

@@ -5,8 +5,8 @@ use convzoo::graph::{Graph, Node, Params, layer_fn};
 use convzoo::layers::{BatchNorm, ClassifierHead, Conv2d, GlobalAvgPool};
 use convzoo::random::Stream;
 use convzoo::train::{
-    AdamW, At, Batch, Clip, Decay, Epoch, Fit, Groups, Loss, LossValue, Observer, Recipe, RmsPropTf, Rule, Schedule,
-    Sgd, Silent, Slot, Source, Step, Targets, Trainer, fit, recompute_statistics,
+    AdamW, At, Batch, Batches, Clip, Decay, Epoch, Fit, Groups, Loss, LossValue, Observer, Recipe, RmsPropTf, Rule,
+    Schedule, Sgd, Silent, Slot, Step, Targets, Trainer, fit, recompute_statistics,
 };
 use convzoo::vision::augment::Augment;
 use convzoo::vision::{Loader, LoaderOptions, Preset, data::PixelSet};
@@ -382,7 +382,7 @@ fn a_step_that_fails_moves_no_running_statistic_and_drops_what_was_accumulated()
 /// Batches that are announced and do not come.
 struct Absent;
 
-impl Source for Absent {
+impl Batches for Absent {
     fn batches(&self) -> u64 {
         1
     }
@@ -397,11 +397,11 @@ fn a_test_loss_that_is_none_or_no_test_at_all_is_never_the_best() {
     let folder = Folder::new("nothing-best");
     let train = vec![batch(6)];
     let mut trainer = trainer(recipe(Sgd::default()));
-    let mut run = |test: &dyn Source| {
+    let mut run = |test: &dyn Batches| {
         let plan = Fit { folder: Some(&folder.0), ..Fit::new(&train, test, trainer.progress().epoch + 1) };
         fit(&mut trainer, &plan, &mut Silent).unwrap_err()
     };
-    for test in [&Vec::<Batch>::new() as &dyn Source, &Absent] {
+    for test in [&Vec::<Batch>::new() as &dyn Batches, &Absent] {
         assert!(run(test).to_string().contains("at least one batch to be judged by"));
     }
     let mut dark = batch(3);

@@ -1,7 +1,7 @@
 //! Watching training: a progress bar, a line per epoch, and a clean end on Ctrl-C.
 #![allow(dead_code, reason = "every example uses its part of this file")]
 
-use convzoo::train::{Epoch, Observer, Source, Step, Trainer};
+use convzoo::train::{Batches, Epoch, Observer, Step, Trainer};
 use convzoo::vision::Loader;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;

@@ -9,7 +9,7 @@ use super::program::{Note, Program};
 use super::run::{Runner, Sizes, Turns};
 use super::tuning::Tuning;
 use crate::error::Result;
-use crate::graph::{Graph, NodeId, Op, Params, Role, Source, check_same};
+use crate::graph::{Graph, NodeId, Op, ParamSource, Params, Role, check_same};
 use crate::kernels::conv::Precision;
 use crate::par::Team;
 use crate::simd::Isa;
@@ -137,7 +137,7 @@ impl Plan {
     /// it. Its definitions must be the graph's.
     pub fn from_source(
         graph: &Graph,
-        source: &mut dyn Source,
+        source: &mut dyn ParamSource,
         input: [usize; 4],
         options: &PlanOptions,
     ) -> Result<Self> {

@@ -7,7 +7,7 @@ use super::program::{Before, Form, Program, Unit};
 use super::tuning::Tuning;
 use super::unpacked::{Buffers, Unpacked};
 use crate::error::{Error, Result};
-use crate::graph::{NodeId, Op, ParamId, Source};
+use crate::graph::{NodeId, Op, ParamId, ParamSource};
 use crate::kernels::{
     self, Epilogue, Kernel, MAX_INPUTS, Map, conv,
     conv::{ConvSpec, Precision},
@@ -63,7 +63,7 @@ pub(super) struct Step {
 
 /// What the steps are made with.
 pub(super) struct Means<'a> {
-    pub(super) source: &'a mut dyn Source,
+    pub(super) source: &'a mut dyn ParamSource,
     pub(super) precision: Precision,
     pub(super) isa: Isa,
     /// Packs the weights.
@@ -157,7 +157,7 @@ struct Maker<'a> {
     layout: &'a Layout,
     /// Images of a portion, while the units that run on one are prepared.
     portion: Option<usize>,
-    source: &'a mut dyn Source,
+    source: &'a mut dyn ParamSource,
     precision: Precision,
     isa: Isa,
     team: &'a Team,

@@ -1,7 +1,7 @@
 //! Weights between their source and the kernel that packs them: read when asked for, a norm folded in on the way.
 
 use crate::error::{Error, Result};
-use crate::graph::{ParamId, Source};
+use crate::graph::{ParamId, ParamSource};
 use crate::kernels::Weights;
 use crate::par::Team;
 use std::ops::Range;
@@ -13,7 +13,7 @@ pub(super) struct Buffers(Mutex<Vec<Vec<f32>>>);
 
 /// The weights of one unit.
 pub(super) struct Unpacked<'a> {
-    pub(super) source: &'a dyn Source,
+    pub(super) source: &'a dyn ParamSource,
     pub(super) id: ParamId,
     /// The factor of every output channel, if a norm is folded in: `s·W` in f64, rounded once.
     pub(super) scale: Option<&'a [f64]>,

@@ -17,7 +17,7 @@ pub use node::{Node, concat};
 pub use op::{Drawn, Op, Size};
 pub(crate) use params::check_same;
 pub use params::{ParamDef, ParamId, ParamKind, Params};
-pub use source::Source;
+pub use source::ParamSource;
 pub(crate) use source::released;
 
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! [`Source`]: where a plan takes the values of parameters from.
+//! [`ParamSource`]: where a plan takes the values of parameters from.
 
 use super::params::{ParamDef, ParamId, Params};
 use crate::error::{Error, Result};
@@ -6,13 +6,13 @@ use std::borrow::Cow;
 
 /// Where a plan takes the values of parameters from.
 ///
-/// A plan needs every value only until it has packed it. A source that is told so ([`Source::release`]) can let go of it,
+/// A plan needs every value only until it has packed it. A source that is told so ([`ParamSource::release`]) can let go of it,
 /// and one that leaves weights in a file until they are asked for need never hold them: they are read a few output
 /// channels at a time, perhaps by several threads.
 ///
 /// `&Params` keeps everything; [`Params`] gives up what is released; a
 /// [`WeightFile`](crate::weights::WeightFile) reads.
-pub trait Source: Sync {
+pub trait ParamSource: Sync {
     /// The definitions, in order.
     fn defs(&self) -> &[ParamDef];
 
@@ -38,7 +38,7 @@ pub trait Source: Sync {
     }
 }
 
-impl Source for &Params {
+impl ParamSource for &Params {
     fn defs(&self) -> &[ParamDef] {
         Params::defs(self)
     }
@@ -53,7 +53,7 @@ impl Source for &Params {
     }
 }
 
-impl Source for Params {
+impl ParamSource for Params {
     fn defs(&self) -> &[ParamDef] {
         Params::defs(self)
     }

@@ -112,7 +112,7 @@ impl Batch {
 }
 
 /// Where an epoch's batches come from: a loader, or batches kept in memory.
-pub trait Source {
+pub trait Batches {
     /// Batches in an epoch.
     fn batches(&self) -> u64;
 
@@ -121,7 +121,7 @@ pub trait Source {
     fn epoch(&self, epoch: u64, first: u64) -> Box<dyn Iterator<Item = Result<Batch>> + '_>;
 }
 
-impl Source for Vec<Batch> {
+impl Batches for Vec<Batch> {
     fn batches(&self) -> u64 {
         self.len() as u64
     }

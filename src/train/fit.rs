@@ -2,7 +2,7 @@
 //!
 //! It is short on purpose. Whoever wants another one writes it with the same calls.
 
-use super::{Batch, Log, Metrics, Source, Step, Trainer};
+use super::{Batch, Batches, Log, Metrics, Step, Trainer};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Params};
 use crate::weights::{Dtype, StateDict};
@@ -23,9 +23,9 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy)]
 pub struct Fit<'a> {
     /// The batches to learn from.
-    pub train: &'a dyn Source,
+    pub train: &'a dyn Batches,
     /// The batches to be judged by, after every epoch.
-    pub test: &'a dyn Source,
+    pub test: &'a dyn Batches,
     /// Epochs in all, those before a resume included.
     pub epochs: u64,
     /// Batches whose gradients make one step.
@@ -37,7 +37,7 @@ pub struct Fit<'a> {
 
 impl<'a> Fit<'a> {
     /// For `epochs` epochs, writing nothing.
-    pub fn new(train: &'a dyn Source, test: &'a dyn Source, epochs: u64) -> Self {
+    pub fn new(train: &'a dyn Batches, test: &'a dyn Batches, epochs: u64) -> Self {
         Fit { train, test, epochs, accumulate: 1, folder: None }
     }
 

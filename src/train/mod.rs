@@ -32,7 +32,7 @@ mod schedule;
 mod statistics;
 mod trainer;
 
-pub use batch::{Batch, Source, Targets};
+pub use batch::{Batch, Batches, Targets};
 pub use ema::Ema;
 pub use evaluate::evaluate;
 #[cfg(feature = "safetensors")]

@@ -4,11 +4,11 @@ use super::load::fit;
 use super::stored::{Place, Reader, Stored};
 use super::{Dtype, Limits, LoadOptions};
 use crate::error::{LoadReport, Result};
-use crate::graph::{ParamDef, ParamId, ParamKind, Source, released};
+use crate::graph::{ParamDef, ParamId, ParamKind, ParamSource, released};
 use crate::tensor::Tensor;
 use std::path::Path;
 
-/// A weight file opened for a network: checked against its parameters, and a [`Source`] for a plan.
+/// A weight file opened for a network: checked against its parameters, and a [`ParamSource`] for a plan.
 ///
 /// The weights of convolutions and linear layers stay in a safetensors file until a plan packs them, a few output
 /// channels at a time, and never lie in memory as the file has them: a network starts sooner, and needs little more
@@ -67,7 +67,7 @@ impl WeightFile {
     }
 }
 
-impl Source for WeightFile {
+impl ParamSource for WeightFile {
     fn defs(&self) -> &[ParamDef] {
         &self.defs
     }

@@ -1,7 +1,7 @@
 //! Plans made straight from a file: the same bits as by way of a model, and every refusal of strict loading.
 
 use crate::Folder;
-use convzoo::graph::{Graph, Layer, Node, Source, layer_fn};
+use convzoo::graph::{Graph, Layer, Node, ParamSource, layer_fn};
 use convzoo::layers::*;
 use convzoo::weights::{Dtype, Limits, LoadOptions, StateDict, WeightFile};
 use convzoo::{Error, Model, Plan, PlanOptions, Tensor};
@@ -137,7 +137,7 @@ fn a_source_may_serve_twice_or_says_that_it_has_given_its_weights_up() {
     state.write_npz(folder.file("w.npz")).unwrap();
     let (mut held, _) = WeightFile::open(graph.params(), folder.file("w.npz"), &strict, &limits).unwrap();
     let mut given = model().params().clone();
-    for source in [&mut held as &mut dyn Source, &mut given] {
+    for source in [&mut held as &mut dyn ParamSource, &mut given] {
         Plan::from_source(&graph, source, SHAPE, &options).unwrap();
         let error = Plan::from_source(&graph, source, SHAPE, &options).unwrap_err().to_string();
         assert!(error.contains("stem.0.weight") && error.contains("given up"), "{error}");

@@ -4,10 +4,10 @@
 
 use super::super::program::{Affine, Program};
 use crate::error::Result;
-use crate::graph::{Op, ParamId, Source};
+use crate::graph::{Op, ParamId, ParamSource};
 use std::collections::HashSet;
 
-pub(super) fn run(program: &mut Program, source: &dyn Source) -> Result<()> {
+pub(super) fn run(program: &mut Program, source: &dyn ParamSource) -> Result<()> {
     let (uses, producers) = (program.uses(), program.producers());
     let mut gone = HashSet::new();
     for i in 0..program.units.len() {
@@ -38,7 +38,7 @@ pub(super) fn run(program: &mut Program, source: &dyn Source) -> Result<()> {
 }
 
 /// A batch norm in evaluation as scale and shift.
-pub(in crate::exec) fn fold_affine(op: &Op, source: &dyn Source) -> Result<Option<Affine>> {
+pub(in crate::exec) fn fold_affine(op: &Op, source: &dyn ParamSource) -> Result<Option<Affine>> {
     let Op::BatchNorm { scale, shift, mean, var, eps, .. } = *op else { return Ok(None) };
     let (mean, var) = (source.value(mean)?, source.value(var)?);
     let values = |id: Option<ParamId>| id.map(|id| source.value(id)).transpose();

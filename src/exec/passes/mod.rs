@@ -16,11 +16,11 @@ pub(super) use fold_norm::fold_affine;
 
 use super::program::Program;
 use crate::error::Result;
-use crate::graph::Source;
+use crate::graph::ParamSource;
 use crate::kernels::conv::Precision;
 
 /// Runs every pass.
-pub(super) fn run(program: &mut Program, source: &dyn Source, precision: Precision) -> Result<()> {
+pub(super) fn run(program: &mut Program, source: &dyn ParamSource, precision: Precision) -> Result<()> {
     identities::run(program);
     fold_norm::run(program, source)?;
     fuse_residual::run(program);

@@ -5,12 +5,12 @@ use super::super::program::{Before, Program, Unit};
 use super::fold_affine;
 use crate::activation::Activation;
 use crate::error::Result;
-use crate::graph::{NodeId, Op, Source};
+use crate::graph::{NodeId, Op, ParamSource};
 use crate::kernels::conv::{self, ConvSpec, Precision};
 use crate::kernels::{Epilogue, Map};
 use std::collections::HashSet;
 
-pub(super) fn run(program: &mut Program, source: &dyn Source, precision: Precision) -> Result<()> {
+pub(super) fn run(program: &mut Program, source: &dyn ParamSource, precision: Precision) -> Result<()> {
     let (uses, producers) = (program.uses(), program.producers());
     let mut gone = HashSet::new();
     for i in 0..program.units.len() {

@@ -131,14 +131,18 @@ impl<'a> Author<'a> {
             let mask = sampling.mask.unwrap_or(sampling.offset);
             let maps = [map(0, spec.input), map(1, sampling.offset), map(2, mask)];
             let store = targets[0].map_or(Store::Set, |(_, store)| store);
-            let learned = grad::deform::data(spec, sampling, maps, store, self.isa);
+            let gradient = grad::deform::data(spec, sampling, maps, store, self.isa);
+            let (learned, sums) = (gradient.input, self.sketch.buffer(gradient.sums));
             let packed = self.sketch.buffer(learned.packed);
             self.sketch.push(Draft::new(learned.packing, &[kept], packed));
             let [dx, offset, mask] = targets.map(|target| target.map_or(At::None, |(place, _)| place.into()));
             let all = [inputs[0], inputs[1], inputs[2], from.into()];
             let macs = spec.output.pixels() * spec.output.c * spec.depth();
-            let draft = Draft::new(learned.kernel, &all, dx).weights(packed).also([offset, mask]).macs(macs);
+            let draft = Draft::new(learned.kernel, &all, dx).weights(packed).also([sums, At::None]).macs(macs);
             self.sketch.push(draft);
+            if targets[1].or(targets[2]).is_some() {
+                self.sketch.push(Draft::new(gradient.steering, &[sums, inputs[2]], offset).also([mask, At::None]));
+            }
             late.into_iter().for_each(|(apart, place)| self.meet(apart, place, Store::Add));
         }
         if to_weight != At::None {

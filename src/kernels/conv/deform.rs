@@ -7,7 +7,7 @@
 //!   C = activation(A · W + bias + residual)                               (the product every convolution uses)
 //! ```
 //!
-//! The samples of a tile stay in the second cache. Corners outside the image are read from a row of zeros, so the loop
+//! The samples of a tile stay in the second cache; the product runs on the matrix unit where that is faster. Corners outside the image are read from a row of zeros, so the loop
 //! over channels knows no border.
 
 #![allow(unsafe_code, reason = "gathers from raw maps and runs microkernels on what it gathered")]
@@ -17,6 +17,7 @@ use super::grid::{Grid, Work};
 use super::indirect::target;
 use super::weights::{Direction, Form, GemmPacking, Packed, Packing, held};
 use crate::kernels::gemm::{Extent, Gemm, Rows};
+use crate::kernels::light::{Light, Tiled, Tiling};
 use crate::kernels::{Io, Kernel, Map, Weights};
 use crate::simd::{Isa, Simd, Task};
 use crate::tensor::AlignedBuf;
@@ -53,19 +54,19 @@ pub fn deform(
     held(Box::new(Deform::new(spec, sampling, isa)), weight, bias)
 }
 
-/// Floats of samples per tile, so that they stay in the second cache.
+/// Floats of samples per tile, so that they stay in the second cache,
 const SAMPLES: usize = 128 << 10;
+/// and the rows that they may be; on the matrix unit, which makes up for samples that do not stay there.
+const ROWS: [usize; 2] = [24, 256];
+const UNIT_ROWS: [usize; 2] = [128, 256];
 
 /// A prepared deformable convolution.
 pub(super) struct Deform {
-    spec: ConvSpec,
-    sampling: Sampling,
+    sampler: Sampler,
     /// The product of every group.
     gemm: Gemm,
     /// Group after group.
     weights: Packed,
-    /// What lies outside the image: zeros for every channel.
-    zero: AlignedBuf,
     /// Floats from the samples of one tap to those of the next.
     ld: usize,
     grid: Grid,
@@ -75,14 +76,11 @@ impl Deform {
     /// See [`deform`].
     pub(super) fn new(spec: ConvSpec, sampling: Sampling, isa: Isa) -> Self {
         let (taps, output) = (spec.window.taps(), spec.output);
-        assert!(sampling.groups > 0 && spec.input.c.is_multiple_of(sampling.groups));
-        let same_pixels = |map: &Map| (map.n, map.h, map.w) == (output.n, output.h, output.w);
-        assert!(same_pixels(&sampling.offset) && sampling.offset.c == 2 * sampling.groups * taps);
-        assert!(sampling.mask.is_none_or(|mask| same_pixels(&mask) && mask.c == sampling.groups * taps));
         let extent = Extent { taps, k: spec.group_inputs(), n: spec.group_outputs() };
-        let gemm = Gemm::new(extent, spec.epilogue.activation, isa);
+        let gemm = Gemm::fastest(extent, spec.epilogue.activation, output.pixels(), isa);
         // Rows of samples start on a cache line.
         let ld = spec.input.c.next_multiple_of(16);
+        let [least, most] = if gemm.is_split() { UNIT_ROWS } else { ROWS };
         let grid = Grid::cut(Work {
             rows: output.pixels(),
             panels: 1,
@@ -90,21 +88,22 @@ impl Deform {
             weights: spec.groups * gemm.packed_bytes(),
             activations: 4 * spec.input.c * spec.input.pixels(),
             prepared: 0,
-            most_rows: (SAMPLES / (taps * ld)).clamp(24, 256),
+            most_rows: (SAMPLES / (taps * ld)).clamp(least, most),
             unit: 1,
         });
-        Deform { spec, sampling, gemm, weights: Packed::Given, zero: AlignedBuf::zeros(ld), ld, grid }
+        Deform { sampler: Sampler::new(spec, sampling), gemm, weights: Packed::Given, ld, grid }
     }
 
-    /// Floats that the pointers of a tile take, a whole number of cache lines.
-    fn table_floats(&self) -> usize {
-        (2 * self.spec.window.taps() * self.grid.tile_rows()).next_multiple_of(16)
+    /// Floats that the pointers of a tile take, and its samples, a whole number of cache lines each.
+    fn lens(&self) -> [usize; 2] {
+        let (rows, taps) = (self.grid.tile_rows(), self.sampler.spec.window.taps());
+        [(2 * taps * rows).next_multiple_of(16), rows * taps * self.ld]
     }
 }
 
 impl Form for Deform {
     fn packing(&self, direction: Direction) -> Box<dyn Packing> {
-        GemmPacking::boxed(&self.gemm, &self.spec, direction)
+        GemmPacking::boxed(&self.gemm, &self.sampler.spec, direction)
     }
 
     fn hold(&mut self, packed: AlignedBuf) {
@@ -114,32 +113,36 @@ impl Form for Deform {
 
 impl Kernel for Deform {
     fn name(&self) -> String {
-        let version = if self.sampling.mask.is_some() { 2 } else { 1 };
-        let gemm = &self.gemm;
-        format!("deform_v{version}_{}_{} {}", self.spec.label(), gemm.tile_name(), gemm.isa().name())
+        let Sampler { spec, sampling, .. } = &self.sampler;
+        let version = if sampling.mask.is_some() { 2 } else { 1 };
+        format!("deform_v{version}_{}_{} {}", spec.label(), self.gemm.tile_name(), self.gemm.isa().name())
     }
 
     fn tiles(&self) -> usize {
-        if self.spec.output.pixels() == 0 { 0 } else { self.grid.tiles() }
+        if self.sampler.spec.output.pixels() == 0 { 0 } else { self.grid.tiles() }
     }
 
     fn scratch(&self) -> usize {
-        self.table_floats() + self.grid.tile_rows() * self.spec.window.taps() * self.ld
+        self.lens().iter().sum::<usize>() + self.gemm.scratch(self.grid.tile_rows())
     }
 
     fn resident_bytes(&self) -> usize {
-        self.weights.bytes() + 4 * self.zero.len()
+        self.weights.bytes() + self.sampler.resident_bytes()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         assert!(tile < self.tiles() && scratch.len() >= self.scratch());
         let (rows, _) = self.grid.tile(tile);
-        let (first, m, taps) = (rows.start, rows.len(), self.spec.window.taps());
-        let (table, samples) = scratch.split_at_mut(self.table_floats());
+        let spec = &self.sampler.spec;
+        let (first, m, taps) = (rows.start, rows.len(), spec.window.taps());
+        let [table, samples] = self.lens();
+        let (table, rest) = scratch.split_at_mut(table);
+        let (samples, scratch) = rest.split_at_mut(samples);
         let (table, samples) = (table.as_mut_ptr().cast::<*const f32>(), samples.as_mut_ptr());
+        let lines = Lines { to: samples, pixel: taps * self.ld, tap: self.ld, group: spec.group_inputs() };
         // SAFETY: the table has room for a pointer per tap and row, the samples for `ld` floats for each; `io` fits.
         unsafe {
-            self.gemm.isa().run(Sample { deform: self, io, rows, samples });
+            self.gemm.isa().run(Sample { sampler: &self.sampler, io, pixels: rows, lines });
             for row in 0..m {
                 for tap in 0..taps {
                     *table.add(tap * m + row) = samples.add((row * taps + tap) * self.ld);
@@ -148,10 +151,10 @@ impl Kernel for Deform {
             // The shared part of convolutions finds the residual behind the one other input they have.
             let mut outer = *io;
             outer.inputs[1] = io.inputs[3];
-            for group in 0..self.spec.groups {
+            for group in 0..spec.groups {
                 let (gemm, packed) = (&self.gemm, self.weights.of(io).add(group * self.gemm.packed_len()));
-                let rows = Rows { table, stride: m, skip: group * self.spec.group_inputs() };
-                gemm.run(packed, m, rows, 0..gemm.panels(), target(&self.spec, &outer, first, group), &mut []);
+                let rows = Rows { table, stride: m, skip: group * spec.group_inputs() };
+                gemm.run(packed, m, rows, 0..gemm.panels(), target(spec, &outer, first, group), scratch);
             }
         }
     }
@@ -160,54 +163,124 @@ impl Kernel for Deform {
 /// The samples a deformable convolution takes, as a map: those of tap `t` and channel `i` of group `g` at
 /// `g · taps · channels + t · channels + i`, where a group has `channels` of them. Inputs as [`deform`].
 pub(super) fn samples(spec: ConvSpec, sampling: Sampling, output: Map, isa: Isa) -> Box<dyn Kernel> {
-    Box::new(Samples { deform: Deform::new(spec, sampling, isa), output })
+    let cost = output.c + spec.input.c;
+    let kernel = Samples { sampler: Sampler::new(spec, sampling), output, tiling: Tiling::new(output.pixels(), cost) };
+    Box::new(Light { isa, kernel })
 }
 
 struct Samples {
-    deform: Deform,
+    sampler: Sampler,
     output: Map,
+    /// The pixels.
+    tiling: Tiling,
 }
 
-impl Kernel for Samples {
+impl Tiled for Samples {
     fn name(&self) -> String {
-        format!("samples {}", self.deform.gemm.isa().name())
+        "samples".to_owned()
     }
 
     fn tiles(&self) -> usize {
-        self.deform.tiles()
+        self.tiling.tiles()
     }
 
-    fn scratch(&self) -> usize {
-        self.deform.scratch()
+    fn resident_bytes(&self) -> usize {
+        self.sampler.resident_bytes()
     }
 
-    unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
-        let Deform { spec, ld, grid, gemm, .. } = &self.deform;
-        let (rows, _) = grid.tile(tile);
-        let (taps, channels, start) = (spec.window.taps(), spec.group_inputs(), rows.start);
-        let samples = scratch.as_mut_ptr();
-        // SAFETY: the scratch holds `ld` floats for every tap and row; the rows are pixels of the output.
-        unsafe {
-            gemm.isa().run(Sample { deform: &self.deform, io, rows: rows.clone(), samples });
-            for row in 0..rows.len() {
-                let to = io.output.add((start + row) * self.output.ld);
-                for tap in 0..taps {
-                    for group in 0..spec.groups {
-                        let from = samples.add((row * taps + tap) * ld + group * channels);
-                        std::ptr::copy_nonoverlapping(from, to.add((group * taps + tap) * channels), channels);
-                    }
-                }
-            }
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let (pixels, spec) = (self.tiling.range(tile), &self.sampler.spec);
+        let (taps, channels, pixel) = (spec.window.taps(), spec.group_inputs(), self.output.ld);
+        let to = io.output.wrapping_add(pixels.start * pixel);
+        let lines = Lines { to, pixel, tap: channels, group: taps * channels };
+        // SAFETY: the pixels are those of the output, which has a place for every sample; the rest is the caller's promise.
+        unsafe { Sample { sampler: &self.sampler, io, pixels, lines }.run::<S>() }
+    }
+}
+
+/// Where the samples of a convolution lie.
+struct Sampler {
+    spec: ConvSpec,
+    sampling: Sampling,
+    /// Channels of one group and one offset group each, in order.
+    runs: Vec<Run>,
+    /// What lies outside the image: zeros for every channel.
+    zero: AlignedBuf,
+}
+
+struct Run {
+    channels: Range<usize>,
+    group: usize,
+    steered_by: usize,
+}
+
+impl Sampler {
+    fn new(spec: ConvSpec, sampling: Sampling) -> Self {
+        let (taps, output) = (spec.window.taps(), spec.output);
+        assert!(sampling.groups > 0 && spec.input.c.is_multiple_of(sampling.groups));
+        let same_pixels = |map: &Map| (map.n, map.h, map.w) == (output.n, output.h, output.w);
+        assert!(same_pixels(&sampling.offset) && sampling.offset.c == 2 * sampling.groups * taps);
+        assert!(sampling.mask.is_none_or(|mask| same_pixels(&mask) && mask.c == sampling.groups * taps));
+        let (inputs, steered) = (spec.group_inputs(), spec.input.c / sampling.groups);
+        let mut runs = Vec::new();
+        let mut start = 0;
+        while start < spec.input.c {
+            let (group, steered_by) = (start / inputs, start / steered);
+            let end = ((group + 1) * inputs).min((steered_by + 1) * steered);
+            runs.push(Run { channels: start..end, group, steered_by });
+            start = end;
+        }
+        Sampler { spec, sampling, runs, zero: AlignedBuf::zeros(spec.input.c) }
+    }
+
+    fn resident_bytes(&self) -> usize {
+        4 * self.zero.len() + size_of_val(&self.runs[..])
+    }
+
+    /// The pixels around `[y, x]` of `image`, their weights multiplied by `factor`.
+    #[inline(always)]
+    unsafe fn corners(&self, input: *const f32, image: usize, [y, x]: [f32; 2], factor: f32) -> Corners {
+        let Map { h, w, ld, .. } = self.spec.input;
+        let zero = self.zero.as_ptr();
+        // NaN fails these comparisons too. What passes them is small enough for an integer.
+        if !(y > -1.0 && y < h as f32 && x > -1.0 && x < w as f32) {
+            return Corners { at: [zero; 4], weight: [factor; 4] };
+        }
+        // SAFETY: v lies between -1 and the side of an image in memory.
+        let floor = |v: f32| if v < 0.0 { -1 } else { unsafe { v.to_int_unchecked::<isize>() } };
+        let (y0, x0) = (floor(y), floor(x));
+        let (below, right) = (y - y0 as f32, x - x0 as f32);
+        let (above, left) = ((1.0 - below) * factor, 1.0 - right);
+        let below = below * factor;
+        let pixel = |y: isize, x: isize| {
+            let inside = (y as usize) < h && (x as usize) < w;
+            let index = (image * h).wrapping_add_signed(y).wrapping_mul(w).wrapping_add_signed(x);
+            if inside { input.wrapping_add(index.wrapping_mul(ld)) } else { zero }
+        };
+        Corners {
+            at: [pixel(y0, x0), pixel(y0, x0 + 1), pixel(y0 + 1, x0), pixel(y0 + 1, x0 + 1)],
+            weight: [above * left, above * right, below * left, below * right],
         }
     }
 }
 
-/// Samples the input for the output pixels `rows`: `samples[row][tap][channel]`.
+/// Where samples go: that of pixel `p` (from the first one on), tap `t` and channel `c` of group `g` to
+/// `to + p · pixel + t · tap + g · group + c`.
+#[derive(Clone, Copy)]
+struct Lines {
+    to: *mut f32,
+    pixel: usize,
+    tap: usize,
+    group: usize,
+}
+
+/// Samples the input for some output pixels.
 struct Sample<'a> {
-    deform: &'a Deform,
+    sampler: &'a Sampler,
     io: &'a Io,
-    rows: Range<usize>,
-    samples: *mut f32,
+    pixels: Range<usize>,
+    lines: Lines,
 }
 
 /// Four pixels and the weight of each.
@@ -222,33 +295,34 @@ impl Task for Sample<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Deform { spec, sampling, ld, .. } = *self.deform;
+        let Sampler { spec, sampling, runs, .. } = self.sampler;
         let (window, [oh, ow], taps) = (spec.window, spec.placed.output, spec.window.taps());
-        let channels = spec.input.c / sampling.groups;
-        let mut to = self.samples;
-        for pixel in self.rows.clone() {
+        for (i, pixel) in self.pixels.clone().enumerate() {
             let (image, oy, ox) = (pixel / (oh * ow), pixel / ow % oh, pixel % ow);
             let origin = |o: usize, axis: usize| (o * window.stride[axis]) as f32 - spec.placed.before[axis] as f32;
             let (top, left) = (origin(oy, 0), origin(ox, 1));
+            let mut to = self.lines.to.wrapping_add(i * self.lines.pixel);
             let (mut ky, mut kx) = (0, 0);
             for tap in 0..taps {
                 let y = top + (ky * window.dilation[0]) as f32;
                 let x = left + (kx * window.dilation[1]) as f32;
-                for group in 0..sampling.groups {
-                    let steered = group * taps + tap;
+                for run in runs {
+                    let steered = run.steered_by * taps + tap;
                     // SAFETY: one pair of shifts and one factor per pixel, offset group and tap; the corners have all
-                    // channels behind them, and `to` has room for them.
+                    // channels behind them, and there is room for them where they go.
                     unsafe {
                         let shift = self.io.inputs[1].add(pixel * sampling.offset.ld + 2 * steered);
                         let factor = match sampling.mask {
                             Some(mask) => *self.io.inputs[2].add(pixel * mask.ld + steered),
                             None => 1.0,
                         };
-                        let corners = self.corners(image, [y + *shift, x + *shift.add(1)], factor);
-                        blend::<S>(&corners, group * channels..(group + 1) * channels, to);
+                        let at = [y + *shift, x + *shift.add(1)];
+                        let corners = self.sampler.corners(self.io.inputs[0], image, at, factor);
+                        let first = run.group * self.lines.group + run.channels.start - run.group * spec.group_inputs();
+                        blend::<S>(&corners, run.channels.clone(), to.add(first));
                     }
                 }
-                to = to.wrapping_add(ld);
+                to = to.wrapping_add(self.lines.tap);
                 kx += 1;
                 if kx == window.kernel[1] {
                     (ky, kx) = (ky + 1, 0);
@@ -258,57 +332,28 @@ impl Task for Sample<'_> {
     }
 }
 
-impl Sample<'_> {
-    /// The pixels around `[y, x]` of `image`, their weights multiplied by `factor`.
-    #[inline(always)]
-    unsafe fn corners(&self, image: usize, [y, x]: [f32; 2], factor: f32) -> Corners {
-        let Map { h, w, ld, .. } = self.deform.spec.input;
-        let zero = self.deform.zero.as_ptr();
-        // NaN fails these comparisons too. What passes them is small enough for an integer.
-        if !(y > -1.0 && y < h as f32 && x > -1.0 && x < w as f32) {
-            return Corners { at: [zero; 4], weight: [factor; 4] };
-        }
-        // SAFETY: v lies between -1 and the side of an image in memory.
-        let floor = |v: f32| if v < 0.0 { -1 } else { unsafe { v.to_int_unchecked::<isize>() } };
-        let (y0, x0) = (floor(y), floor(x));
-        let (below, right) = (y - y0 as f32, x - x0 as f32);
-        let (above, left) = ((1.0 - below) * factor, 1.0 - right);
-        let below = below * factor;
-        let pixel = |y: isize, x: isize| {
-            let inside = (y as usize) < h && (x as usize) < w;
-            let index = (image * h).wrapping_add_signed(y).wrapping_mul(w).wrapping_add_signed(x);
-            if inside { self.io.inputs[0].wrapping_add(index.wrapping_mul(ld)) } else { zero }
-        };
-        Corners {
-            at: [pixel(y0, x0), pixel(y0, x0 + 1), pixel(y0 + 1, x0), pixel(y0 + 1, x0 + 1)],
-            weight: [above * left, above * right, below * left, below * right],
-        }
-    }
-}
-
-/// `to[c] = Σ weight · at[c]` for the channels `c`.
+/// `to[i] = Σ weight · at[c]` for the channels `c`, of which `i` numbers those from the first one on.
 #[inline(always)]
 unsafe fn blend<S: Simd>(corners: &Corners, channels: Range<usize>, to: *mut f32) {
     // SAFETY: passed on; the mask keeps to the channels.
     unsafe {
         let weight = corners.weight.map(|w| S::splat(w));
+        let at = corners.at.map(|at| at.add(channels.start));
         let whole = channels.len() / S::LANES * S::LANES;
-        let mut c = channels.start;
-        while c < channels.start + whole {
-            let mut sum = S::mul(S::load(corners.at[0].add(c)), weight[0]);
+        for c in (0..whole).step_by(S::LANES) {
+            let mut sum = S::mul(S::load(at[0].add(c)), weight[0]);
             for corner in 1..4 {
-                sum = S::fma(S::load(corners.at[corner].add(c)), weight[corner], sum);
+                sum = S::fma(S::load(at[corner].add(c)), weight[corner], sum);
             }
             S::store(to.add(c), sum);
-            c += S::LANES;
         }
-        if c < channels.end {
-            let mask = S::mask(channels.end - c);
-            let mut sum = S::mul(S::load_masked(corners.at[0].add(c), mask), weight[0]);
+        if whole < channels.len() {
+            let mask = S::mask(channels.len() - whole);
+            let mut sum = S::mul(S::load_masked(at[0].add(whole), mask), weight[0]);
             for corner in 1..4 {
-                sum = S::fma(S::load_masked(corners.at[corner].add(c), mask), weight[corner], sum);
+                sum = S::fma(S::load_masked(at[corner].add(whole), mask), weight[corner], sum);
             }
-            S::store_masked(to.add(c), sum, mask);
+            S::store_masked(to.add(whole), sum, mask);
         }
     }
 }
@@ -439,6 +484,8 @@ mod tests {
             Case { size: [1, 1], ..BASE },
             Case { size: [23, 31], channels: [40, 64], groups: [2, 2], batch: 2, ..BASE },
             Case { residual: true, activation: Some(Activation::Relu), ..BASE },
+            // Enough of everything for the matrix unit.
+            Case { size: [17, 13], channels: [64, 96], batch: 2, residual: true, ..BASE },
             Case { residual: true, groups: [2, 1], activation: Some(Activation::Silu), ..BASE },
         ];
         for case in cases {

@@ -14,7 +14,7 @@ use super::{Image, Preset};
 use crate::error::{Error, Result};
 use crate::random::Stream;
 use crate::tensor::Tensor;
-use crate::train::{Batch, Source, Targets};
+use crate::train::{Batch, Batches, Targets};
 use std::sync::Arc;
 
 /// In which order an epoch visits the images.
@@ -92,7 +92,7 @@ impl LoaderOptions {
 /// A data set as batches.
 ///
 /// ```
-/// use convzoo::train::Source;
+/// use convzoo::train::Batches;
 /// use convzoo::vision::{Loader, LoaderOptions, Preset, data::PixelSet};
 /// use std::sync::Arc;
 ///
@@ -150,7 +150,7 @@ impl Loader {
     }
 }
 
-impl Source for Loader {
+impl Batches for Loader {
     fn batches(&self) -> u64 {
         self.shared.batches() as u64
     }

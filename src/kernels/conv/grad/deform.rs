@@ -2,27 +2,30 @@
 //!
 //! ```text
 //! weights   the samples of every pixel are taken again, then dw = dyᵀ · samples
-//! the rest  for each image, for each block of its pixels:
+//! the rest  for each image and some of its channels, for each block of its pixels:
 //!               ds = dy · W                                    (the gradient of every sample)
 //!               for each pixel, tap and offset group: the four corners
 //!                   dx[corner] += m · weight · ds              (vectors of channels)
-//!                   d factor = Σ ds · sample;  d shift = m · Σ ds · (slope of the sample)
+//!                   sums: Σ ds · sample,  Σ ds · (slope of the sample)
+//!           d factor and d shift = m · slope, of these sums over all channels of the offset group
 //! ```
 //!
-//! Where a sample falls is learned, so two pixels of an image may meet anywhere in it: an image is one tile.
+//! Where a sample falls is learned, so two pixels of an image may meet anywhere in it: the channels are shared out, so few that
+//! their weights and their part of the image stay in the second cache.
 
 #![allow(unsafe_code, reason = "scatters into raw maps and runs microkernels")]
 
 use super::super::deform::{Sampling, samples};
-use super::super::indirect::Taps;
-use super::super::weights::{GemmPacking, Packing, learned_with};
+use super::super::weights::{Packing, learned_with};
 use super::super::{ConvSpec, Learned};
-use super::weight::{WeightGradient, product};
+use super::weight::{WeightGradient, ordered};
 use crate::kernels::gemm::{Extent, Gemm, Rows, Target};
-use crate::kernels::light::{Light, Tiled};
+use crate::kernels::light::{Light, Tiled, Tiling};
+use crate::kernels::weights::whole;
 use crate::kernels::{Epilogue, Io, Kernel, Map, Store, WEIGHTS, Weights};
 use crate::shape::{Placed, Window};
 use crate::simd::{Isa, Simd};
+use crate::tensor::AlignedBuf;
 use std::ops::Range;
 
 /// The gradient of the weights of a deformable convolution.
@@ -54,62 +57,169 @@ pub fn weight_gradient(spec: ConvSpec, sampling: Sampling, isa: Isa) -> DeformWe
     DeformWeightGradient {
         sample: samples(spec, sampling, map, isa),
         samples: map,
-        product: product(pointwise, Taps::of(&pointwise), order, isa),
+        product: ordered(pointwise, order, isa),
     }
 }
 
-/// The gradients of everything else. `inputs`: the input, the shifts, the factors, the gradient of the output, the packed
-/// weights. The output is the gradient of the input; `also` those of the shifts and of the factors; `gradients` are their
-/// maps. Each may be null.
-/// `store` counts for the gradient of the input.
-pub fn data(spec: ConvSpec, sampling: Sampling, gradients: [Map; 3], store: Store, isa: Isa) -> Learned {
-    let (taps, inputs, outputs) = (spec.window.taps(), spec.group_inputs(), spec.group_outputs());
-    let gemm = Gemm::new(Extent { taps: 1, k: outputs, n: inputs }, None, isa);
-    let turned = ConvSpec { input: spec.output, output: spec.input, ..spec };
-    let packing = |tap: usize| GemmPacking::of_taps(&gemm, &turned, vec![tap]);
-    let packing = EachTap((0..taps).map(packing).collect());
-    let segments = segments(&spec, sampling.groups);
-    let kernel = Data { spec, sampling, gradients, store, gemm, segments };
-    learned_with(Box::new(Light { isa, kernel }), Box::new(packing), spec.output.c * spec.depth(), None)
+/// The gradients of everything else.
+pub struct DeformDataGradient {
+    /// That of the input, and what the others follow from. Inputs: the input, the shifts, the factors, the gradient of the
+    /// output, the packed weights. Output: the gradient of the input; `also[0]`: `sums` floats. Either may be null.
+    pub input: Learned,
+    /// Floats of sums.
+    pub sums: usize,
+    /// Inputs: the sums and the factors. Output: the gradient of the shifts; `also[0]`: that of the factors. Either may be null.
+    pub steering: Box<dyn Kernel>,
 }
 
-/// Runs of channels of one group and one offset group.
-fn segments(spec: &ConvSpec, offset_groups: usize) -> Vec<(usize, Range<usize>)> {
-    let steered = spec.input.c / offset_groups;
-    (0..offset_groups).map(|g| (g, g * steered..(g + 1) * steered)).collect()
+/// `gradients` are the maps of those of the input, the shifts and the factors; `store` counts for the first.
+pub fn data(spec: ConvSpec, sampling: Sampling, gradients: [Map; 3], store: Store, isa: Isa) -> DeformDataGradient {
+    let (taps, [d_input, d_offset, d_mask]) = (spec.window.taps(), gradients);
+    let parts = Parts::new(&spec, sampling.groups);
+    let extent = Extent { taps: 1, k: spec.group_outputs(), n: taps * parts.width };
+    let gemm = Gemm::fastest(extent, None, spec.output.h * spec.output.w, isa);
+    let packing = PartPacking { gemm: gemm.clone(), spec, parts: parts.clone() };
+    let (runs, pixels) = (parts.runs(), spec.output.pixels());
+    let mut by = vec![0..0; sampling.groups];
+    for run in parts.all.iter().flat_map(|part| &part.runs) {
+        let of: &mut Range<usize> = &mut by[run.steered_by];
+        *of = if of.end == 0 { run.nth..run.nth + 1 } else { of.start..run.nth + 1 };
+    }
+    let steering =
+        Steering { taps, d_offset, d_mask, mask: sampling.mask, by, tiling: Tiling::new(pixels, 4 * taps * runs) };
+    let zero = AlignedBuf::zeros(parts.width);
+    let block = if gemm.is_split() { UNIT_PIXELS } else { PIXELS };
+    let kernel = Data { spec, sampling, d_input, store, gemm, parts, zero, block };
+    let weights = spec.output.c * spec.depth();
+    DeformDataGradient {
+        input: learned_with(Box::new(Light { isa, kernel }), Box::new(packing), weights, None),
+        sums: runs * pixels * taps * SUMS,
+        steering: Box::new(Light { isa, kernel: steering }),
+    }
 }
 
-/// The weights of every tap by themselves.
-struct EachTap(Vec<GemmPacking>);
+/// Most input channels of a part, whole registers of any instruction set.
+const CHANNELS: usize = 64;
+/// Pixels of a block, on the matrix unit more.
+const PIXELS: usize = 48;
+const UNIT_PIXELS: usize = 128;
+/// Sums of a sample: with its value, and with its slopes downwards and to the right.
+const SUMS: usize = 3;
 
-impl Packing for EachTap {
+/// How the input channels are shared out: those of a group evenly.
+#[derive(Debug, Clone)]
+struct Parts {
+    /// Channels of a part, of which the last of a group may lack some.
+    width: usize,
+    all: Vec<Part>,
+}
+
+#[derive(Debug, Clone)]
+struct Part {
+    group: usize,
+    /// Among all channels.
+    channels: Range<usize>,
+    runs: Vec<Run>,
+}
+
+/// Channels of a part that one offset group steers.
+#[derive(Debug, Clone)]
+struct Run {
+    channels: Range<usize>,
+    steered_by: usize,
+    /// Its number among those of all parts, which are in the order of their channels.
+    nth: usize,
+}
+
+impl Parts {
+    fn new(spec: &ConvSpec, offset_groups: usize) -> Self {
+        let (inputs, steered) = (spec.group_inputs(), spec.input.c / offset_groups);
+        let width = inputs.div_ceil(inputs.div_ceil(CHANNELS)).next_multiple_of(16);
+        let (mut all, mut nth) = (Vec::new(), 0);
+        for group in 0..spec.groups {
+            for first in (0..inputs).step_by(width) {
+                let channels = group * inputs + first..group * inputs + inputs.min(first + width);
+                let (mut runs, mut start) = (Vec::new(), channels.start);
+                while start < channels.end {
+                    let steered_by = start / steered;
+                    let end = channels.end.min((steered_by + 1) * steered);
+                    runs.push(Run { channels: start..end, steered_by, nth });
+                    (start, nth) = (end, nth + 1);
+                }
+                all.push(Part { group, channels, runs });
+            }
+        }
+        Parts { width, all }
+    }
+
+    /// Runs of all parts.
+    fn runs(&self) -> usize {
+        self.all.iter().map(|part| part.runs.len()).sum()
+    }
+}
+
+/// The weights of every part by themselves: a column for each tap and channel.
+struct PartPacking {
+    gemm: Gemm,
+    spec: ConvSpec,
+    parts: Parts,
+}
+
+impl Packing for PartPacking {
     fn len(&self) -> usize {
-        self.0.len() * self.0[0].len()
+        self.parts.all.len() * self.gemm.packed_len()
     }
 
     fn pieces(&self) -> usize {
-        self.0.len() * self.0[0].pieces()
+        self.parts.all.len() * self.gemm.panels()
     }
 
-    unsafe fn piece(&self, piece: usize, weight: &dyn Weights, bias: Option<&[f32]>, packed: *mut f32) {
-        let (tap, piece) = (piece / self.0[0].pieces(), piece % self.0[0].pieces());
-        // SAFETY: every tap has its own part.
-        unsafe { self.0[tap].piece(piece, weight, bias, packed.add(tap * self.0[0].len())) }
+    unsafe fn piece(&self, piece: usize, weight: &dyn Weights, _: Option<&[f32]>, packed: *mut f32) {
+        let (nth, panel) = (piece / self.gemm.panels(), piece % self.gemm.panels());
+        let Part { group, channels, .. } = &self.parts.all[nth];
+        let (columns, width, rows) = (self.gemm.columns(panel), self.gemm.width(panel), self.gemm.extent().k);
+        // SAFETY: every part has its own packed weights, every panel its own among them; pieces do not overlap.
+        let (values, biases) = unsafe {
+            let packed = packed.add(nth * self.gemm.packed_len());
+            let values = self.gemm.weights_of(panel);
+            (
+                std::slice::from_raw_parts_mut(packed.add(values.start), values.len()),
+                std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
+            )
+        };
+        biases.fill(0.0);
+        let (inputs, taps) = (self.spec.group_inputs(), self.spec.window.taps());
+        let first = channels.start - group * inputs;
+        // Where the weight of each column lies behind those of an output.
+        let at = |column: usize| {
+            let (tap, channel) = (column / self.parts.width, column % self.parts.width);
+            (channel < channels.len()).then_some((first + channel) * taps + tap)
+        };
+        let at: Vec<_> = columns.map(at).collect();
+        whole(weight, |weight| {
+            let outputs = weight.chunks_exact(self.spec.depth()).skip(group * rows);
+            for (row, from) in values.chunks_exact_mut(width).zip(outputs).take(rows) {
+                row.iter_mut().zip(&at).for_each(|(to, at)| *to = at.map_or(0.0, |at| from[at]));
+                row[at.len()..].fill(0.0);
+            }
+        });
+        self.gemm.seal(panel, values);
     }
 }
-
-/// Pixels of a block.
-const PIXELS: usize = 24;
 
 struct Data {
     spec: ConvSpec,
     sampling: Sampling,
-    /// Maps of the gradients of input, shifts and factors.
-    gradients: [Map; 3],
+    /// The map of the gradient of the input.
+    d_input: Map,
     store: Store,
-    /// From outputs to inputs, one tap.
+    /// From outputs to the samples of a part.
     gemm: Gemm,
-    segments: Vec<(usize, Range<usize>)>,
+    parts: Parts,
+    /// What lies outside the image.
+    zero: AlignedBuf,
+    /// Pixels of a block.
+    block: usize,
 }
 
 /// Where a sample lies: the corners' pixels of the image (none outside), their weights without the factor, and the
@@ -121,16 +231,10 @@ struct Place {
     right: f32,
 }
 
-impl Data {
-    /// Floats from sample to sample.
-    fn ld(&self) -> usize {
-        self.spec.input.c.next_multiple_of(16)
-    }
-
+impl Place {
     /// None if the sample and its slopes are zero.
     #[inline(always)]
-    fn place(&self, [y, x]: [f32; 2]) -> Option<Place> {
-        let Map { h, w, .. } = self.spec.input;
+    fn new([y, x]: [f32; 2], Map { h, w, .. }: Map) -> Option<Place> {
         // One pixel outside the value is zero, but its slope is not.
         if !(y >= -1.0 && y < h as f32 && x >= -1.0 && x < w as f32) {
             return None;
@@ -149,90 +253,121 @@ impl Data {
             right,
         })
     }
+}
 
-    /// Sends `ds` of a run of channels through one sample. Returns Σ ds·sample, Σ ds·∂sample/∂y and Σ ds·∂sample/∂x, all
-    /// without the factor.
+/// The gradient of one sample on its way: a run of channels of it, of the corners and of their gradients.
+struct Scatter<S: Simd> {
+    ds: *const f32,
+    x: [*const f32; 4],
+    dx: [*mut f32; 4],
+    weights: [S::V; 4],
+    factor: S::V,
+    below: S::V,
+    right: S::V,
+    /// Σ ds·sample, Σ ds·∂sample/∂y and Σ ds·∂sample/∂x, all without the factor.
+    sums: [S::V; SUMS],
+}
+
+impl<S: Simd> Scatter<S> {
+    /// All of so many channels.
     #[inline(always)]
-    unsafe fn sample<S: Simd>(
-        &self,
-        place: &Place,
-        factor: f32,
-        ds: *const f32,
-        channels: Range<usize>,
-        [x, dx]: [*mut f32; 2],
-    ) -> [f32; 3] {
-        // SAFETY: corners lie in the image; the mask keeps to the channels.
+    unsafe fn run(mut self, channels: usize) -> [f32; SUMS] {
+        // SAFETY: the mask keeps to the channels.
         unsafe {
-            let (ld, ld_dx) = (self.spec.input.ld, self.gradients[0].ld);
-            let weights = place.weight.map(|w| S::splat(w));
-            let factor = S::splat(factor);
-            let (below, right) = (S::splat(place.below), S::splat(place.right));
-            let mut sums = [S::zero(); 3];
-            for c in channels.clone().step_by(S::LANES) {
-                let mask = S::mask(S::LANES.min(channels.end - c));
-                let d = S::load_masked(ds.add(c), mask);
-                let scaled = S::mul(d, factor);
-                let mut v = [S::zero(); 4];
-                for corner in 0..4 {
-                    if let Some(at) = place.at[corner] {
-                        v[corner] = S::load_masked(x.add(at * ld + c), mask);
-                        if !dx.is_null() {
-                            let to = dx.add(at * ld_dx + c);
-                            S::store_masked(to, S::fma(scaled, weights[corner], S::load_masked(to, mask)), mask);
-                        }
-                    }
-                }
-                let mut value = S::mul(v[0], weights[0]);
-                for corner in 1..4 {
-                    value = S::fma(v[corner], weights[corner], value);
-                }
-                let (down_left, down_right) = (S::sub(v[2], v[0]), S::sub(v[3], v[1]));
-                let down = S::fma(right, S::sub(down_right, down_left), down_left);
-                let (above, under) = (S::sub(v[1], v[0]), S::sub(v[3], v[2]));
-                let across = S::fma(below, S::sub(under, above), above);
-                for (sum, slope) in sums.iter_mut().zip([value, down, across]) {
-                    *sum = S::fma(d, slope, *sum);
-                }
+            let whole = channels / S::LANES * S::LANES;
+            for c in (0..whole).step_by(S::LANES) {
+                self.register::<true>(c, S::mask(S::LANES));
             }
-            [S::hsum(sums[0]), S::hsum(sums[1]), S::hsum(sums[2])]
+            if whole < channels {
+                self.register::<false>(whole, S::mask(channels - whole));
+            }
+            [S::hsum(self.sums[0]), S::hsum(self.sums[1]), S::hsum(self.sums[2])]
         }
     }
 
-    /// Everything that output pixel `pixel` of `image` sends back.
+    /// A register of channels, of which the mask leaves some out unless it is `WHOLE`.
     #[inline(always)]
-    unsafe fn pixel<S: Simd>(&self, image: usize, pixel: usize, io: &Io, ds: *const f32) {
+    unsafe fn register<const WHOLE: bool>(&mut self, c: usize, mask: S::M) {
+        // SAFETY: passed on.
+        unsafe {
+            let d = if WHOLE { S::load(self.ds.add(c)) } else { S::load_masked(self.ds.add(c), mask) };
+            let scaled = S::mul(d, self.factor);
+            let mut v = [S::zero(); 4];
+            for corner in 0..4 {
+                let (from, to) = (self.x[corner].add(c), self.dx[corner].add(c));
+                if WHOLE {
+                    v[corner] = S::load(from);
+                    S::store(to, S::fma(scaled, self.weights[corner], S::load(to)));
+                } else {
+                    v[corner] = S::load_masked(from, mask);
+                    S::store_masked(to, S::fma(scaled, self.weights[corner], S::load_masked(to, mask)), mask);
+                }
+            }
+            let mut value = S::mul(v[0], self.weights[0]);
+            for corner in 1..4 {
+                value = S::fma(v[corner], self.weights[corner], value);
+            }
+            let (down_left, down_right) = (S::sub(v[2], v[0]), S::sub(v[3], v[1]));
+            let down = S::fma(self.right, S::sub(down_right, down_left), down_left);
+            let (above, under) = (S::sub(v[1], v[0]), S::sub(v[3], v[2]));
+            let across = S::fma(self.below, S::sub(under, above), above);
+            self.sums[0] = S::fma(d, value, self.sums[0]);
+            self.sums[1] = S::fma(d, down, self.sums[1]);
+            self.sums[2] = S::fma(d, across, self.sums[2]);
+        }
+    }
+}
+
+impl Data {
+    /// Floats of the pointers to a block of pixels, of the gradients of its samples, and of a part of a pixel that nobody reads.
+    fn lens(&self) -> [usize; 3] {
+        let (taps, width) = (self.spec.window.taps(), self.parts.width);
+        [(2 * self.block).next_multiple_of(16), self.block * taps * width, width]
+    }
+
+    /// Everything that output pixel `pixel` of `image` sends back to a part of the channels. The gradients of its samples lie at
+    /// `ds`; where `waste` is goes what is sent outside the image.
+    #[inline(always)]
+    unsafe fn pixel<S: Simd>(&self, [image, pixel]: [usize; 2], part: &Part, io: &Io, ds: *const f32, waste: *mut f32) {
         let ConvSpec { input, output, window, placed, .. } = self.spec;
         let Sampling { offset, mask, .. } = self.sampling;
-        let [d_input, d_offset, d_mask] = self.gradients;
         let taps = window.taps();
         let origin = |o: usize, axis: usize| (o * window.stride[axis]) as f32 - placed.before[axis] as f32;
         let (top, left) = (origin(pixel / output.w, 0), origin(pixel % output.w, 1));
         let number = image * output.h * output.w + pixel;
         let start = image * input.h * input.w;
-        let dx = if io.output.is_null() { io.output } else { io.output.wrapping_add(start * d_input.ld) };
         for tap in 0..taps {
             let y = top + (tap / window.kernel[1] * window.dilation[0]) as f32;
             let x = left + (tap % window.kernel[1] * window.dilation[1]) as f32;
-            for (group, channels) in &self.segments {
-                let steered = group * taps + tap;
-                // SAFETY: one pair of shifts and one factor per pixel, offset group and tap, and as many gradients.
+            for Run { channels, steered_by, nth } in &part.runs {
+                let steered = steered_by * taps + tap;
+                // SAFETY: one pair of shifts and one factor per pixel, offset group and tap; corners lie in the image, or are
+                // rows of zeros and of what nobody reads; every run has its sums.
                 unsafe {
                     let shift = io.inputs[1].add(number * offset.ld + 2 * steered);
                     let factor = mask.map_or(1.0, |mask| *io.inputs[2].add(number * mask.ld + steered));
-                    let sums = match self.place([y + *shift, x + *shift.add(1)]) {
-                        None => [0.0; 3],
-                        Some(place) => {
-                            let image = io.inputs[0].add(start * input.ld).cast_mut();
-                            let ds = ds.add(tap * self.ld());
-                            self.sample::<S>(&place, factor, ds, channels.clone(), [image, dx])
+                    let sums = match Place::new([y + *shift, x + *shift.add(1)], input) {
+                        None => [0.0; SUMS],
+                        Some(Place { at, weight, below, right }) => {
+                            let of = |at: usize| io.inputs[0].wrapping_add((start + at) * input.ld + channels.start);
+                            let to =
+                                |at: usize| io.output.wrapping_add((start + at) * self.d_input.ld + channels.start);
+                            let scatter = Scatter::<S> {
+                                ds: ds.add(tap * self.parts.width + channels.start - part.channels.start),
+                                x: at.map(|at| at.map_or(self.zero.as_ptr(), of)),
+                                dx: at.map(|at| at.filter(|_| !io.output.is_null()).map_or(waste, to)),
+                                weights: weight.map(|w| S::splat(w)),
+                                factor: S::splat(factor),
+                                below: S::splat(below),
+                                right: S::splat(right),
+                                sums: [S::zero(); SUMS],
+                            };
+                            scatter.run(channels.len())
                         }
                     };
                     if !io.also[0].is_null() {
-                        let to = io.also[0].add(number * d_offset.ld + 2 * steered);
-                        (*to, *to.add(1)) = (factor * sums[1], factor * sums[2]);
-                    }
-                    if !io.also[1].is_null() {
-                        *io.also[1].add(number * d_mask.ld + steered) = sums[0];
+                        let at = ((nth * output.pixels() + number) * taps + tap) * SUMS;
+                        *io.also[0].add(at).cast::<[f32; SUMS]>() = sums;
                     }
                 }
             }
@@ -242,46 +377,101 @@ impl Data {
 
 impl Tiled for Data {
     fn name(&self) -> String {
-        format!("input_gradient_deform_{}", self.spec.label())
+        format!("input_gradient_deform_{}_{}", self.spec.label(), self.gemm.tile_name())
     }
 
     fn tiles(&self) -> usize {
-        self.spec.input.n
+        self.spec.input.n * self.parts.all.len()
     }
 
     fn scratch(&self) -> usize {
-        2 * PIXELS + PIXELS * self.spec.window.taps() * self.ld()
+        self.lens().iter().sum::<usize>() + self.gemm.scratch(self.block)
+    }
+
+    fn resident_bytes(&self) -> usize {
+        4 * self.zero.len()
     }
 
     #[inline(always)]
-    unsafe fn compute<S: Simd>(&self, image: usize, io: &Io, scratch: &mut [f32]) {
-        let ConvSpec { input, output, groups, .. } = self.spec;
-        let (taps, ld, plane) = (self.spec.window.taps(), self.ld(), output.h * output.w);
-        let (table, ds) = scratch.split_at_mut(2 * PIXELS);
-        let (table, ds) = (table.as_mut_ptr().cast::<*const f32>(), ds.as_mut_ptr());
-        // SAFETY: the scratch holds a pointer and the gradients of all samples for each pixel of a block; the image's
-        // gradients are this tile's alone.
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
+        let (image, nth) = (tile / self.parts.all.len(), tile % self.parts.all.len());
+        let part @ Part { group, channels, .. } = &self.parts.all[nth];
+        let ConvSpec { input, output, .. } = self.spec;
+        let (plane, ld) = (output.h * output.w, self.gemm.extent().n);
+        let [table, ds, waste] = self.lens();
+        let (table, rest) = scratch.split_at_mut(table);
+        let (ds, rest) = rest.split_at_mut(ds);
+        let (waste, scratch) = rest.split_at_mut(waste);
+        let (table, ds, waste) = (table.as_mut_ptr().cast::<*const f32>(), ds.as_mut_ptr(), waste.as_mut_ptr());
+        // SAFETY: the scratch holds a pointer and the gradients of all samples for each pixel of a block; these channels of the
+        // image's gradients, and their sums, are this tile's alone.
         unsafe {
             if self.store == Store::Set && !io.output.is_null() {
                 for pixel in image * input.h * input.w..(image + 1) * input.h * input.w {
-                    std::ptr::write_bytes(io.output.add(pixel * self.gradients[0].ld), 0, input.c);
+                    std::ptr::write_bytes(io.output.add(pixel * self.d_input.ld + channels.start), 0, channels.len());
                 }
             }
-            for first in (0..plane).step_by(PIXELS) {
-                let m = PIXELS.min(plane - first);
+            let packed = io.inputs[WEIGHTS].add(nth * self.gemm.packed_len());
+            for first in (0..plane).step_by(self.block) {
+                let m = self.block.min(plane - first);
                 for i in 0..m {
                     *table.add(i) = io.inputs[3].add((image * plane + first + i) * output.ld);
                 }
-                for tap in 0..taps {
-                    for group in 0..groups {
-                        let rows = Rows { table, stride: m, skip: group * self.spec.group_outputs() };
-                        let packed = io.inputs[WEIGHTS].add((tap * groups + group) * self.gemm.packed_len());
-                        let to = ds.add(tap * ld + group * self.spec.group_inputs());
-                        self.gemm.run(packed, m, rows, 0..self.gemm.panels(), Target::plain(to, taps * ld), &mut []);
-                    }
-                }
+                let rows = Rows { table, stride: m, skip: group * self.spec.group_outputs() };
+                self.gemm.run(packed, m, rows, 0..self.gemm.panels(), Target::plain(ds, ld), scratch);
                 for i in 0..m {
-                    self.pixel::<S>(image, first + i, io, ds.add(i * taps * ld));
+                    self.pixel::<S>([image, first + i], part, io, ds.add(i * ld), waste);
+                }
+            }
+        }
+    }
+}
+
+/// The gradients of shifts and factors, from the sums of all runs.
+struct Steering {
+    taps: usize,
+    d_offset: Map,
+    d_mask: Map,
+    mask: Option<Map>,
+    /// The runs that each offset group steers.
+    by: Vec<Range<usize>>,
+    /// The pixels.
+    tiling: Tiling,
+}
+
+impl Tiled for Steering {
+    fn name(&self) -> String {
+        "steering_gradient".to_owned()
+    }
+
+    fn tiles(&self) -> usize {
+        self.tiling.tiles()
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+        let pixels = self.d_offset.pixels();
+        for pixel in self.tiling.range(tile) {
+            for (group, runs) in self.by.iter().enumerate() {
+                for tap in 0..self.taps {
+                    let steered = group * self.taps + tap;
+                    // SAFETY: every run has sums for every pixel and tap; the gradients have a pair of shifts and a factor for each.
+                    unsafe {
+                        let mut sums = [0.0; SUMS];
+                        for run in runs.clone() {
+                            let at = ((run * pixels + pixel) * self.taps + tap) * SUMS;
+                            let of_run = *io.inputs[0].add(at).cast::<[f32; SUMS]>();
+                            sums.iter_mut().zip(of_run).for_each(|(sum, more)| *sum += more);
+                        }
+                        let factor = self.mask.map_or(1.0, |mask| *io.inputs[1].add(pixel * mask.ld + steered));
+                        if !io.output.is_null() {
+                            let to = io.output.add(pixel * self.d_offset.ld + 2 * steered);
+                            *to.cast::<[f32; 2]>() = [factor * sums[1], factor * sums[2]];
+                        }
+                        if !io.also[0].is_null() {
+                            *io.also[0].add(pixel * self.d_mask.ld + steered) = sums[0];
+                        }
+                    }
                 }
             }
         }

@@ -49,6 +49,12 @@ pub(super) fn profitable(spec: &ConvSpec, source: Source, isa: Isa) -> bool {
 
 /// The gradient of the weights, as [`weight_gradient`](super::weight::weight_gradient).
 pub(super) fn weight_gradient(spec: ConvSpec, source: Source, isa: Isa) -> WeightGradient {
+    let order = (0..spec.input.c).collect();
+    ordered(spec, source, order, isa)
+}
+
+/// The same of inputs in another order: float `i` of a row goes to number `order[i]`.
+pub(super) fn ordered(spec: ConvSpec, source: Source, order: Vec<usize>, isa: Isa) -> WeightGradient {
     let [inputs, outputs, pixels] = [spec.input.c, spec.output.c, spec.output.pixels()];
     let columns = inputs.div_ceil(MOST);
     let most = PIXELS[usize::from(inputs / columns > MANY)];
@@ -74,11 +80,12 @@ pub(super) fn weight_gradient(spec: ConvSpec, source: Source, isa: Isa) -> Weigh
         zero: AlignedBuf::zeros(inputs),
         spec,
     };
-    let gather = Gathered { slices, rows: outputs, order: (0..inputs).collect() };
+    let direct = slices == 1 && order.is_sorted();
+    let gather = Gathered { slices, rows: outputs, order };
     WeightGradient {
         kernel: Box::new(Light { isa, kernel }),
-        partial: if slices > 1 { slices * inputs * outputs } else { 0 },
-        gather: (slices > 1).then(|| Box::new(Light { isa, kernel: gather }) as _),
+        partial: if direct { 0 } else { slices * inputs * outputs },
+        gather: (!direct).then(|| Box::new(Light { isa, kernel: gather }) as _),
     }
 }
 

@@ -387,12 +387,19 @@ fn deformable_gradients_agree_with_the_oracle() {
         ([20, 6], [2, 1], 2, false, false),
         ([36, 8], [1, 2], 1, true, true),
         ([24, 24], [2, 4], 1, false, true),
+        // Several parts of the channels, the last with fewer and steered in two; enough pixels for the matrix unit.
+        ([80, 32], [1, 2], 1, false, true),
+        ([96, 64], [1, 1], 1, true, true),
     ] {
-        let spec = spec((2, [7, 6], [inputs, outputs], groups, 3, stride, 1, 1));
+        let size = if outputs < 32 { [7, 6] } else { [13, 11] };
+        let spec = spec((2, size, [inputs, outputs], groups, 3, stride, 1, 1));
         let pixels = |c: usize| Map::new([2, spec.output.h, spec.output.w, c], c + 1);
         let (offsets, masks) = (pixels(18 * offset_groups), pixels(9 * offset_groups));
         let (x, dy) = (noise(nchw(spec.input).len(), 1), noise(nchw(spec.output).len(), 2));
-        let (mask, weight) = (noise(nchw(masks).len(), 3), noise(outputs * spec.depth(), 4));
+        let mask = noise(nchw(masks).len(), 3);
+        // Sums of many products are as large as those of a few hundred.
+        let scale = f32::min(1.0, 18.0 / (spec.depth() as f32).sqrt());
+        let weight: Vec<f32> = noise(outputs * spec.depth(), 4).into_iter().map(|w| scale * w).collect();
         let shift = |v: f32| if whole { (2.0 * v).round() } else { 2.0 * v };
         let offset: Vec<f32> = noise(nchw(offsets).len(), 5).into_iter().map(shift).collect();
         let (wide_offset, wide_mask) = (wide(&offset), wide(&mask));
@@ -412,14 +419,18 @@ fn deformable_gradients_agree_with_the_oracle() {
             run(&forward, &inputs, &pack(&forward, &weight, None), found.as_mut_ptr());
             assert_near(&found, &spread(&narrow(&y), spec.output), 1e-5, &what);
 
-            let learned = deform::data(spec, sampling, [spec.input, offsets, masks], Store::Set, isa);
-            let packed = pack(&learned, &weight, None);
+            let data = deform::data(spec, sampling, [spec.input, offsets, masks], Store::Set, isa);
+            let packed = pack(&data.input, &weight, None);
+            let mut sums = vec![f32::NAN; data.sums];
             let [mut dx, mut d_offset, mut d_mask] =
                 [spec.input, offsets, masks].map(|map| vec![f32::NAN; map.extent()]);
             let mut io = Io::new(&[x.as_ptr(), offset.as_ptr(), mask.as_ptr(), dy.as_ptr()], dx.as_mut_ptr());
             io.inputs[WEIGHTS] = packed.as_ptr();
-            io.also = [d_offset.as_mut_ptr(), if modulated { d_mask.as_mut_ptr() } else { std::ptr::null_mut() }];
-            run_tiles(&*learned.kernel, &io);
+            io.also[0] = sums.as_mut_ptr();
+            run_tiles(&*data.input.kernel, &io);
+            let mut io = Io::new(&[sums.as_ptr(), mask.as_ptr()], d_offset.as_mut_ptr());
+            io.also[0] = if modulated { d_mask.as_mut_ptr() } else { std::ptr::null_mut() };
+            run_tiles(&*data.steering, &io);
             assert_near(&dx, &spread(&narrow(&expected.input), spec.input), 2e-5, &what);
             assert_near(&d_offset, &spread(&narrow(&expected.offset), offsets), 5e-5, &what);
             if let Some(expected) = &expected.mask {

@@ -78,7 +78,15 @@ pub fn weight_gradient_stem(spec: ConvSpec, precision: Precision, isa: Isa) -> W
     product(spec, Taps::of_rows(&spec), order.collect(), isa)
 }
 
-pub(super) fn product(spec: ConvSpec, taps: Taps, order: Vec<usize>, isa: Isa) -> WeightGradient {
+/// For a 1×1 convolution whose input channels are given in another order: float `i` of a row goes to number `order[i]`.
+pub(super) fn ordered(spec: ConvSpec, order: Vec<usize>, isa: Isa) -> WeightGradient {
+    match split::profitable(&spec, Source::Ready, isa) {
+        true => split::ordered(spec, Source::Ready, order, isa),
+        false => product(spec, Taps::of(&spec), order, isa),
+    }
+}
+
+fn product(spec: ConvSpec, taps: Taps, order: Vec<usize>, isa: Isa) -> WeightGradient {
     let kernel = Product::new(spec, taps, isa);
     let turned = kernel.rows == Rows::Inputs;
     let direct = !turned && kernel.slices == 1 && order.iter().enumerate().all(|(i, &at)| i == at);
