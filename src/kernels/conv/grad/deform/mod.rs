@@ -15,14 +15,18 @@
 
 #![allow(unsafe_code, reason = "scatters into raw maps and runs microkernels")]
 
+mod parts;
+mod scatter;
+
+use self::parts::{Part, PartPacking, Parts, Run};
+use self::scatter::{Place, Scatter};
 use super::super::deform::{Sampling, samples};
-use super::super::weights::{Packing, learned_with};
+use super::super::weights::learned_with;
 use super::super::{ConvSpec, Learned};
 use super::weight::{WeightGradient, ordered};
 use crate::kernels::gemm::{Extent, Gemm, Rows, Target};
 use crate::kernels::light::{Light, Tiled, Tiling};
-use crate::kernels::weights::whole;
-use crate::kernels::{Epilogue, Io, Kernel, Map, Store, WEIGHTS, Weights};
+use crate::kernels::{Epilogue, Io, Kernel, Map, Store, WEIGHTS};
 use crate::shape::{Placed, Window};
 use crate::simd::{Isa, Simd};
 use crate::tensor::AlignedBuf;
@@ -98,114 +102,11 @@ pub fn data(spec: ConvSpec, sampling: Sampling, gradients: [Map; 3], store: Stor
     }
 }
 
-/// Most input channels of a part, whole registers of any instruction set.
-const CHANNELS: usize = 64;
 /// Pixels of a block, on the matrix unit more.
 const PIXELS: usize = 48;
 const UNIT_PIXELS: usize = 128;
 /// Sums of a sample: with its value, and with its slopes downwards and to the right.
 const SUMS: usize = 3;
-
-/// How the input channels are shared out: those of a group evenly.
-#[derive(Debug, Clone)]
-struct Parts {
-    /// Channels of a part, of which the last of a group may lack some.
-    width: usize,
-    all: Vec<Part>,
-}
-
-#[derive(Debug, Clone)]
-struct Part {
-    group: usize,
-    /// Among all channels.
-    channels: Range<usize>,
-    runs: Vec<Run>,
-}
-
-/// Channels of a part that one offset group steers.
-#[derive(Debug, Clone)]
-struct Run {
-    channels: Range<usize>,
-    steered_by: usize,
-    /// Its number among those of all parts, which are in the order of their channels.
-    nth: usize,
-}
-
-impl Parts {
-    fn new(spec: &ConvSpec, offset_groups: usize) -> Self {
-        let (inputs, steered) = (spec.group_inputs(), spec.input.c / offset_groups);
-        let width = inputs.div_ceil(inputs.div_ceil(CHANNELS)).next_multiple_of(16);
-        let (mut all, mut nth) = (Vec::new(), 0);
-        for group in 0..spec.groups {
-            for first in (0..inputs).step_by(width) {
-                let channels = group * inputs + first..group * inputs + inputs.min(first + width);
-                let (mut runs, mut start) = (Vec::new(), channels.start);
-                while start < channels.end {
-                    let steered_by = start / steered;
-                    let end = channels.end.min((steered_by + 1) * steered);
-                    runs.push(Run { channels: start..end, steered_by, nth });
-                    (start, nth) = (end, nth + 1);
-                }
-                all.push(Part { group, channels, runs });
-            }
-        }
-        Parts { width, all }
-    }
-
-    /// Runs of all parts.
-    fn runs(&self) -> usize {
-        self.all.iter().map(|part| part.runs.len()).sum()
-    }
-}
-
-/// The weights of every part by themselves: a column for each tap and channel.
-struct PartPacking {
-    gemm: Gemm,
-    spec: ConvSpec,
-    parts: Parts,
-}
-
-impl Packing for PartPacking {
-    fn len(&self) -> usize {
-        self.parts.all.len() * self.gemm.packed_len()
-    }
-
-    fn pieces(&self) -> usize {
-        self.parts.all.len() * self.gemm.panels()
-    }
-
-    unsafe fn piece(&self, piece: usize, weight: &dyn Weights, _: Option<&[f32]>, packed: *mut f32) {
-        let (nth, panel) = (piece / self.gemm.panels(), piece % self.gemm.panels());
-        let Part { group, channels, .. } = &self.parts.all[nth];
-        let (columns, width, rows) = (self.gemm.columns(panel), self.gemm.width(panel), self.gemm.extent().k);
-        // SAFETY: every part has its own packed weights, every panel its own among them; pieces do not overlap.
-        let (values, biases) = unsafe {
-            let packed = packed.add(nth * self.gemm.packed_len());
-            let values = self.gemm.weights_of(panel);
-            (
-                std::slice::from_raw_parts_mut(packed.add(values.start), values.len()),
-                std::slice::from_raw_parts_mut(packed.add(self.gemm.bias_at() + columns.start), width),
-            )
-        };
-        biases.fill(0.0);
-        let (inputs, taps) = (self.spec.group_inputs(), self.spec.window.taps());
-        let first = channels.start - group * inputs;
-        // Where the weight of each column lies behind those of an output.
-        let at = |column: usize| {
-            let (tap, channel) = (column / self.parts.width, column % self.parts.width);
-            (channel < channels.len()).then_some((first + channel) * taps + tap)
-        };
-        let at: Vec<_> = columns.map(at).collect();
-        whole(weight, |weight| {
-            let outputs = weight.chunks_exact(self.spec.depth()).skip(group * rows);
-            for (row, from) in values.chunks_exact_mut(width).zip(outputs).take(rows) {
-                row.iter_mut().zip(&at).for_each(|(to, at)| *to = at.map_or(0.0, |at| from[at]));
-                row[at.len()..].fill(0.0);
-            }
-        });
-        self.gemm.seal(panel, values);
-    }
-}
 
 struct Data {
     spec: ConvSpec,
@@ -220,102 +121,6 @@ struct Data {
     zero: AlignedBuf,
     /// Pixels of a block.
     block: usize,
-}
-
-/// Where a sample lies: the corners' pixels of the image (none outside), their weights without the factor, and the
-/// distance from the first.
-struct Place {
-    at: [Option<usize>; 4],
-    weight: [f32; 4],
-    below: f32,
-    right: f32,
-}
-
-impl Place {
-    /// None if the sample and its slopes are zero.
-    #[inline(always)]
-    fn new([y, x]: [f32; 2], Map { h, w, .. }: Map) -> Option<Place> {
-        // One pixel outside the value is zero, but its slope is not.
-        if !(y >= -1.0 && y < h as f32 && x >= -1.0 && x < w as f32) {
-            return None;
-        }
-        let (top, left) = (y.floor(), x.floor());
-        let (below, right) = (y - top, x - left);
-        let (y, x) = (top as isize, left as isize);
-        let pixel = |y: isize, x: isize| {
-            let inside = (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
-            inside.then(|| y as usize * w + x as usize)
-        };
-        Some(Place {
-            at: [pixel(y, x), pixel(y, x + 1), pixel(y + 1, x), pixel(y + 1, x + 1)],
-            weight: [(1.0 - below) * (1.0 - right), (1.0 - below) * right, below * (1.0 - right), below * right],
-            below,
-            right,
-        })
-    }
-}
-
-/// The gradient of one sample on its way: a run of channels of it, of the corners and of their gradients.
-struct Scatter<S: Simd> {
-    ds: *const f32,
-    x: [*const f32; 4],
-    dx: [*mut f32; 4],
-    weights: [S::V; 4],
-    factor: S::V,
-    below: S::V,
-    right: S::V,
-    /// Σ ds·sample, Σ ds·∂sample/∂y and Σ ds·∂sample/∂x, all without the factor.
-    sums: [S::V; SUMS],
-}
-
-impl<S: Simd> Scatter<S> {
-    /// All of so many channels.
-    #[inline(always)]
-    unsafe fn run(mut self, channels: usize) -> [f32; SUMS] {
-        // SAFETY: the mask keeps to the channels.
-        unsafe {
-            let whole = channels / S::LANES * S::LANES;
-            for c in (0..whole).step_by(S::LANES) {
-                self.register::<true>(c, S::mask(S::LANES));
-            }
-            if whole < channels {
-                self.register::<false>(whole, S::mask(channels - whole));
-            }
-            [S::hsum(self.sums[0]), S::hsum(self.sums[1]), S::hsum(self.sums[2])]
-        }
-    }
-
-    /// A register of channels, of which the mask leaves some out unless it is `WHOLE`.
-    #[inline(always)]
-    unsafe fn register<const WHOLE: bool>(&mut self, c: usize, mask: S::M) {
-        // SAFETY: passed on.
-        unsafe {
-            let d = if WHOLE { S::load(self.ds.add(c)) } else { S::load_masked(self.ds.add(c), mask) };
-            let scaled = S::mul(d, self.factor);
-            let mut v = [S::zero(); 4];
-            for corner in 0..4 {
-                let (from, to) = (self.x[corner].add(c), self.dx[corner].add(c));
-                if WHOLE {
-                    v[corner] = S::load(from);
-                    S::store(to, S::fma(scaled, self.weights[corner], S::load(to)));
-                } else {
-                    v[corner] = S::load_masked(from, mask);
-                    S::store_masked(to, S::fma(scaled, self.weights[corner], S::load_masked(to, mask)), mask);
-                }
-            }
-            let mut value = S::mul(v[0], self.weights[0]);
-            for corner in 1..4 {
-                value = S::fma(v[corner], self.weights[corner], value);
-            }
-            let (down_left, down_right) = (S::sub(v[2], v[0]), S::sub(v[3], v[1]));
-            let down = S::fma(self.right, S::sub(down_right, down_left), down_left);
-            let (above, under) = (S::sub(v[1], v[0]), S::sub(v[3], v[2]));
-            let across = S::fma(self.below, S::sub(under, above), above);
-            self.sums[0] = S::fma(d, value, self.sums[0]);
-            self.sums[1] = S::fma(d, down, self.sums[1]);
-            self.sums[2] = S::fma(d, across, self.sums[2]);
-        }
-    }
 }
 
 impl Data {
