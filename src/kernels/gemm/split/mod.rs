@@ -111,6 +111,7 @@ impl Task for Seal<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        of_unit::<S>();
         seal(self.panel, self.depth, self.width);
     }
 }
@@ -141,6 +142,12 @@ fn seal(panel: &mut [f32], depth: usize, width: usize) {
     }
 }
 
+/// The unit comes with registers of so many lanes alone: nothing of what follows is compiled for others.
+#[inline(always)]
+fn of_unit<S: Simd>() {
+    assert_eq!(S::LANES, LINE, "the matrix unit");
+}
+
 /// A call of [`Gemm::run`].
 pub(super) struct Run<'a> {
     pub(super) gemm: &'a Gemm,
@@ -159,6 +166,7 @@ impl Task for Run<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        of_unit::<S>();
         if self.m == 0 || self.panels.is_empty() {
             return;
         }
