@@ -1,6 +1,7 @@
 //! Plans made straight from a file: the same bits as by way of a model, and every refusal of strict loading.
 
 use crate::Folder;
+use convzoo::exec::reference;
 use convzoo::graph::{Graph, Layer, Node, ParamSource, layer_fn};
 use convzoo::layers::*;
 use convzoo::weights::{Dtype, Limits, LoadOptions, StateDict, WeightFile};
@@ -148,6 +149,10 @@ fn a_source_may_serve_twice_or_says_that_it_has_given_its_weights_up() {
 fn parameters_of_another_drawing_are_refused() {
     let graph = Graph::draw(3, &Conv2d::k1(4)).unwrap();
     let mut other = Model::blank(&Conv2d::k1(5)).unwrap().params().clone();
-    let error = Plan::from_source(&graph, &mut other, SHAPE, &PlanOptions::new()).unwrap_err().to_string();
-    assert!(error.contains("parameters"), "{error}");
+    let planned = Plan::from_source(&graph, &mut other, SHAPE, &PlanOptions::new()).map(|_| ());
+    let evaluated = reference::evaluate::<f64>(&graph, &other, &image(), &[]).map(|_| ());
+    for refused in [planned, evaluated] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("parameters"), "{error}");
+    }
 }

@@ -7,7 +7,7 @@ mod train;
 pub use train::{TrainStep, Trained, train_step};
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NodeDef, NodeId, Op, ParamId, Params};
+use crate::graph::{Graph, NodeDef, NodeId, Op, ParamId, Params, check_same};
 use crate::kernels::naive::{self, ConvShape, Nchw, Real, Sampling};
 use crate::shape::Window;
 use crate::tensor::Tensor;
@@ -25,7 +25,11 @@ pub struct Value<T> {
 ///
 /// `T` is the precision of every intermediate and every sum; weights are converted from `f32`. Values are freed when
 /// their last reader has run.
+///
+/// # Errors
+/// Parameters of another drawing, an input that does not fit, and whatever a layer says of the shapes that follow.
 pub fn evaluate<T: Real>(graph: &Graph, params: &Params, input: &Tensor, wanted: &[NodeId]) -> Result<Vec<Value<T>>> {
+    check_same("reference executor", graph.params(), params.defs())?;
     let shapes = graph.shapes_for(batch_shape(input)?, wanted.iter().copied())?;
     let live = graph.reachable(wanted.iter().copied());
     let mut readers = vec![0usize; shapes.len()];
