@@ -82,7 +82,7 @@ impl Layer {
             let wanted: Vec<f64> = wanted.as_slice().iter().map(|&v| f64::from(v)).collect();
             worst = worst.max(distance(found.as_slice(), &wanted));
         }
-        if worst.is_nan() || worst > 1e-4 {
+        if worst.is_nan() || worst > 2e-5 {
             return Err(Error::invalid(LAYER, format!("off the reference by {worst:e}: no time is reported")));
         }
         Ok(worst)

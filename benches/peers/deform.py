@@ -10,11 +10,13 @@ held to the reference executor in f64 before any time is taken. Needs what `comp
 import argparse
 import os
 import statistics
+import subprocess
 from pathlib import Path
 
 import compare
 from compare import HERE, ROOT, Worker
 
+OURS = ["cargo", "bench", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml"), "--bench", "deform"]
 CASES = [(64, 56, 1), (256, 28, 1), (256, 56, 1), (256, 28, 8)]
 
 
@@ -24,13 +26,14 @@ def measure(args, case, threads):
     ours = ["--channels", channels, "--size", size, "--batch", batch, "--threads", str(threads), "--worker"]
     commands = [
         [str(args.python), "-W", "ignore", str(HERE / "deform_worker.py"), channels, size, batch, str(threads)],
-        ["cargo", "bench", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml"), "--bench", "deform", "--", *ours],
+        [*OURS, "--", *ours],
     ]
     workers = [Worker(command, threads, args.work / f"deform{i}.err") for i, command in enumerate(commands)]
-    for turn in range(args.turns + 1):
+    for worker in workers:
+        worker.burst(1)
+    for _ in range(args.turns):
         for worker in workers:
-            # The first turn warms up.
-            worker.times += worker.burst(args.burst) if turn else worker.burst(1)[:0]
+            worker.times += worker.burst(args.burst)
     for worker in workers:
         worker.process.stdin.close()
         worker.process.wait()
@@ -51,6 +54,7 @@ def main():
         compare.Setup(args.work, [], [])
         args.python = args.work / "venv" / "bin" / "python"
     os.environ.setdefault("CARGO_TARGET_DIR", str(args.work / "target" / "convzoo"))
+    subprocess.run([*OURS, "--no-run"], check=True)
     print("| channels, map, batch | threads | forward: torchvision | convzoo | ratio | both ways: torchvision | convzoo | ratio |")
     print("|---|" + "---:|" * 7)
     for case in CASES:

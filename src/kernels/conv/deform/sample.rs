@@ -83,6 +83,14 @@ pub(super) struct Lines {
     pub(super) group: usize,
 }
 
+impl Lines {
+    /// From the sample of a tap to the first channel of a run.
+    #[inline(always)]
+    fn of(&self, run: &Run, spec: &ConvSpec) -> usize {
+        run.group * self.group + run.channels.start - run.group * spec.group_inputs()
+    }
+}
+
 /// Samples the input for some output pixels.
 pub(super) struct Sample<'a> {
     pub(super) sampler: &'a Sampler,
@@ -114,20 +122,27 @@ impl Task for Sample<'_> {
             for tap in 0..taps {
                 let y = top + (ky * window.dilation[0]) as f32;
                 let x = left + (kx * window.dilation[1]) as f32;
+                // Offset groups may steer many groups: their corners are found once.
+                let mut found: Option<(usize, Corners)> = None;
                 for run in runs {
                     let steered = run.steered_by * taps + tap;
                     // SAFETY: one pair of shifts and one factor per pixel, offset group and tap; the corners have all
                     // channels behind them, and there is room for them where they go.
                     unsafe {
-                        let shift = self.io.inputs[1].add(pixel * sampling.offset.ld + 2 * steered);
-                        let factor = match sampling.mask {
-                            Some(mask) => *self.io.inputs[2].add(pixel * mask.ld + steered),
-                            None => 1.0,
+                        let corners = match found {
+                            Some((by, corners)) if by == run.steered_by => corners,
+                            _ => {
+                                let shift = self.io.inputs[1].add(pixel * sampling.offset.ld + 2 * steered);
+                                let factor = match sampling.mask {
+                                    Some(mask) => *self.io.inputs[2].add(pixel * mask.ld + steered),
+                                    None => 1.0,
+                                };
+                                let at = [y + *shift, x + *shift.add(1)];
+                                self.sampler.corners(self.io.inputs[0], image, at, factor)
+                            }
                         };
-                        let at = [y + *shift, x + *shift.add(1)];
-                        let corners = self.sampler.corners(self.io.inputs[0], image, at, factor);
-                        let first = run.group * self.lines.group + run.channels.start - run.group * spec.group_inputs();
-                        blend::<S>(&corners, run.channels.clone(), to.add(first));
+                        found = Some((run.steered_by, corners));
+                        blend::<S>(&corners, run.channels.clone(), to.add(self.lines.of(run, spec)));
                     }
                 }
                 to = to.wrapping_add(self.lines.tap);

@@ -83,12 +83,8 @@ pub fn data(spec: ConvSpec, sampling: Sampling, gradients: [Map; 3], store: Stor
     let extent = Extent { taps: 1, k: spec.group_outputs(), n: taps * parts.width };
     let gemm = Gemm::fastest(extent, None, spec.output.h * spec.output.w, isa);
     let packing = PartPacking { gemm: gemm.clone(), spec, parts: parts.clone() };
-    let (runs, pixels) = (parts.runs(), spec.output.pixels());
-    let mut by = vec![0..0; sampling.groups];
-    for run in parts.all.iter().flat_map(|part| &part.runs) {
-        let of: &mut Range<usize> = &mut by[run.steered_by];
-        *of = if of.end == 0 { run.nth..run.nth + 1 } else { of.start..run.nth + 1 };
-    }
+    let (by, pixels) = (parts.by_offset_group(sampling.groups), spec.output.pixels());
+    let runs = by[sampling.groups - 1].end;
     let steering =
         Steering { taps, d_offset, d_mask, mask: sampling.mask, by, tiling: Tiling::new(pixels, 4 * taps * runs) };
     let zero = AlignedBuf::zeros(parts.width);

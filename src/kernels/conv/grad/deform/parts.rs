@@ -56,9 +56,11 @@ impl Parts {
         Parts { width, all }
     }
 
-    /// Runs of all parts.
-    pub(super) fn runs(&self) -> usize {
-        self.all.iter().map(|part| part.runs.len()).sum()
+    /// The numbers of the runs that each offset group steers: they follow each other, as their channels do.
+    pub(super) fn by_offset_group(&self, groups: usize) -> Vec<Range<usize>> {
+        let steered: Vec<_> = self.all.iter().flat_map(|part| &part.runs).map(|run| run.steered_by).collect();
+        let before = |group: usize| steered.partition_point(|&by| by < group);
+        (0..groups).map(|group| before(group)..before(group + 1)).collect()
     }
 }
 
