@@ -191,7 +191,7 @@ fn main() {
         let weight = noise(k * m);
         let kernel = conv::linear(&spec, &weight, None, isa);
         let seconds = time(&*kernel, &spec.convolution(), &weight, 0.0);
-        let rate = (k * m * 4) as f64 / seconds / 1e9;
+        let rate = kernel.resident_bytes() as f64 / seconds / 1e9;
         let (us, percent) = (seconds * 1e6, 100.0 * rate / speed);
         println!(
             "linear {n}x{k}->{m}: {us:.1} us, {rate:.1} GB/s, {percent:.0} % of reading, {} tiles",

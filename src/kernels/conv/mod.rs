@@ -13,6 +13,7 @@ mod grid;
 mod grouped;
 mod im2col;
 mod indirect;
+mod linear;
 mod slide;
 mod stem;
 mod strassen;
@@ -26,8 +27,8 @@ pub mod winograd;
 
 use crate::activation::Activation;
 use crate::kernels::gemm::is_clamp;
-use crate::kernels::{Epilogue, Kernel, Map, Weights};
-use crate::shape::{Padding, Placed, Window};
+use crate::kernels::{Epilogue, Map, Weights};
+use crate::shape::{Placed, Window};
 use crate::simd::Isa;
 use weights::Form;
 use winograd::Kept;
@@ -40,6 +41,7 @@ pub use gated::gated;
 pub use grouped::grouped;
 pub use im2col::im2col;
 pub use indirect::{indirect, pointwise, rows};
+pub use linear::{LinearSpec, linear};
 pub use stem::{learned_stem, stem};
 pub use strassen::{Input, Prologue, strassen};
 pub use weights::{Direction, Learned};
@@ -172,38 +174,4 @@ pub fn learned_deform(spec: ConvSpec, sampling: Sampling, bias: Option<usize>, i
 /// alone.
 pub fn takes_prologue(spec: &ConvSpec, precision: Precision) -> bool {
     precision == Precision::Fast && strassen::profitable(spec, Input::Raw)
-}
-
-/// A fully connected layer: `y[n, o] = activation(b[o] + Σ w[o, i] · x[n, i])`, the weights as `[out, in]`.
-pub struct LinearSpec {
-    /// Rows.
-    pub n: usize,
-    /// Features in, and floats from row to row.
-    pub input: [usize; 2],
-    /// Features out, and floats from row to row.
-    pub output: [usize; 2],
-    /// Applied last.
-    pub activation: Option<Activation>,
-}
-
-/// A fully connected layer is a pointwise convolution of `n` one-pixel images.
-///
-/// With few rows it is bound by the memory the weights come from; they are read once, in order.
-pub fn linear(spec: &LinearSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa: Isa) -> Box<dyn Kernel> {
-    pointwise(spec.convolution(), weight, bias, isa)
-}
-
-impl LinearSpec {
-    /// The pointwise convolution that it is.
-    pub fn convolution(&self) -> ConvSpec {
-        let map = |[features, ld]: [usize; 2]| Map::new([self.n, 1, 1, features], ld);
-        ConvSpec {
-            input: map(self.input),
-            output: map(self.output),
-            window: Window { padding: Padding::Symmetric([0; 2]), ..Window::square(1) },
-            placed: Placed { input: [1; 2], output: [1; 2], before: [0; 2] },
-            groups: 1,
-            epilogue: Epilogue { activation: self.activation, residual: None },
-        }
-    }
 }

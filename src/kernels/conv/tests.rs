@@ -1,5 +1,6 @@
 use super::*;
-use crate::kernels::Io;
+use crate::kernels::{Io, Kernel};
+use crate::shape::Padding;
 use crate::tensor::AlignedBuf;
 
 /// What lies between pixels and behind the last channel: it must survive.
@@ -319,7 +320,7 @@ fn a_residual_may_be_the_output_itself() {
 #[test]
 fn linear_layers_of_any_height() {
     let mut noise = Noise(8);
-    for (n, c, o) in [(1, 700, 1000), (2, 33, 10), (3, 1, 65), (8, 100, 100), (70, 17, 3)] {
+    for (n, c, o) in [(1, 700, 1000), (2, 33, 10), (3, 1, 65), (5, 129, 40), (8, 100, 100), (16, 7, 20), (70, 17, 3)] {
         let case = case(
             Shape { batch: n, ..shape([1, 1], [c, o], 1, 0) },
             Extras { gaps: [5, 2], activation: Some(Activation::Relu), ..PLAIN },
@@ -330,6 +331,27 @@ fn linear_layers_of_any_height() {
             LinearSpec { n, input: [c, input.ld], output: [o, output.ld], activation: case.spec.epilogue.activation };
         for &isa in Isa::available() {
             case.check(&*linear(&spec, &case.weight, case.bias.as_deref(), isa));
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_linear_layer_gives_the_same_bits_among_few_others() {
+    let (c, o, mut noise) = (517, 90, Noise(9));
+    let case = case(Shape { batch: 11, ..shape([1, 1], [c, o], 1, 0) }, Extras { gaps: [3, 0], ..PLAIN }, &mut noise);
+    for &isa in Isa::available() {
+        let run = |n: usize| {
+            let spec = LinearSpec { n, input: [c, case.spec.input.ld], output: [o, o], activation: None };
+            let kernel = linear(&spec, &case.weight, case.bias.as_deref(), isa);
+            let (mut y, mut scratch) = (vec![0.0; n * o], AlignedBuf::zeros(kernel.scratch()));
+            let io = Io::new(&[case.input.as_ptr()], y.as_mut_ptr());
+            // SAFETY: the case has more rows.
+            (0..kernel.tiles()).for_each(|tile| unsafe { kernel.run(tile, &io, &mut scratch) });
+            y
+        };
+        let all = run(11);
+        for n in [1, 2, 3, 6] {
+            assert!(run(n).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits()), "{n} rows, {}", isa.name());
         }
     }
 }

@@ -18,6 +18,7 @@
 #![allow(unsafe_code, reason = "drives microkernels on raw pointers")]
 
 mod cut;
+mod few;
 mod micro;
 mod narrow;
 pub mod outer;

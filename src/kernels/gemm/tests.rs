@@ -62,6 +62,13 @@ fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
             loops.iter().for_each(|l| l.assert_in_registers("narrow", 0));
         }
         for vectors in 1..=micro::max_vectors(isa) {
+            let what = format!("few rows, {vectors} registers, {}", isa.name());
+            let loops = codegen::loops(few::routine(isa, vectors) as *const ());
+            loops.iter().for_each(|l| l.assert_in_registers(&what, 0));
+            for rows in 1..=few::most_rows(isa.registers()) {
+                let products = |l: &codegen::Loop| l.fma.iter().sum::<usize>() == few::STREAMS * rows * vectors;
+                assert!(loops.iter().any(products), "{what}: {loops:?}");
+            }
             for rows in 1..=micro::max_rows(isa, vectors) {
                 let what = format!("{rows}×{vectors} {}", isa.name());
                 let loops = codegen::loops(micro::micro(isa, rows, vectors, isa.lanes()) as *const ());

@@ -30,6 +30,9 @@ pub(super) struct Block {
     pub(super) overlap: usize,
 }
 
+/// Shorter registers take the general loop: the others are not compiled for them.
+pub(super) const MIN_LANES: usize = 8;
+
 /// The blocks of a convolution.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -72,7 +75,7 @@ impl Layout {
             (5, 1 | 2, 1) => fetch == FetchKind::Plain,
             _ => false,
         };
-        let general = !known || !fits(lanes) || spec.output.w < 4 || lanes < 8;
+        let general = !known || !fits(lanes) || spec.output.w < 4 || lanes < MIN_LANES;
         // Not if a last block that overlaps would be much of the work.
         let even = fetch != FetchKind::Plain || 20 * groups.div_ceil(2 * lanes) <= 11 * groups.div_ceil(lanes);
         let two = wide && !general && fetch != FetchKind::Permute && fits(2 * lanes) && even;

@@ -38,7 +38,7 @@ use crate::kernels::weights::whole;
 use crate::kernels::{Io, Kernel, Weights};
 use crate::simd::{Isa, Simd, Task};
 use crate::tensor::AlignedBuf;
-use blocks::{Block, FetchKind, Layout};
+use blocks::{Block, FetchKind, Layout, MIN_LANES};
 use cut::{Strips, Tiling};
 use finish::{Finish, Pixels};
 use std::marker::PhantomData;
@@ -358,6 +358,9 @@ impl<F: Fetch, const KW: usize, const ST: usize> Tile<'_, F, KW, ST> {
         }
         // SAFETY: passed on.
         unsafe {
+            if const { KW > 0 && S::LANES < MIN_LANES } {
+                unreachable!("such short registers take the general loop");
+            }
             if const { KW == 0 } {
                 let (window, ld) = (spec.window, spec.input.ld);
                 let g = General {
