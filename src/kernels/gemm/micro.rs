@@ -33,8 +33,10 @@ pub(super) struct Tile {
     pub(super) rows_stride: usize,
     /// Pixel pointers of the tile that comes next, whose activations are fetched into the cache meanwhile; or null.
     pub(super) next: *const *const f32,
-    /// Weights that will be used after these: so many parts of [`PARTS`] of a cache line are fetched for every four of `k`.
+    /// Weights that will be used after these, in [`STREAMS`] that begin so many floats apart: so many parts of [`PARTS`] of a cache
+    /// line are fetched for every four of `k`.
     pub(super) later: *const f32,
+    pub(super) later_apart: usize,
     pub(super) later_parts: usize,
     /// The output and the residual, if there is one, of a tile to come, which are fetched too: so many registers of their
     /// columns for every sixteen of `k`.
@@ -67,6 +69,34 @@ pub(super) struct Tile {
     pub(super) range: [f32; 2],
 }
 
+impl Tile {
+    /// No rows yet, nothing fetched, nothing added, no clamp: what most tiles have in common.
+    pub(super) const BLANK: Tile = Tile {
+        rows: std::ptr::null(),
+        rows_stride: 0,
+        next: std::ptr::null(),
+        later: std::ptr::null(),
+        later_apart: 0,
+        later_parts: 0,
+        below: [std::ptr::null(); 2],
+        columns: 0,
+        soon: [Soon::NONE; 2],
+        skip: 0,
+        taps: 1,
+        k: 0,
+        again: 0,
+        b: std::ptr::null(),
+        c: std::ptr::null_mut(),
+        ldc: 0,
+        last_lanes: 0,
+        bias: std::ptr::null(),
+        adds: false,
+        residual: std::ptr::null(),
+        ld_residual: 0,
+        range: [f32::NEG_INFINITY, f32::INFINITY],
+    };
+}
+
 /// A microkernel.
 pub(super) type Micro = unsafe fn(&Tile);
 
@@ -97,10 +127,12 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
                         fetch_next::<S, MR, NRV>(t, tap, k);
                     }
                     due += t.later_parts;
-                    while due >= PARTS {
-                        S::prefetch_far(later);
+                    while due >= STREAMS * PARTS {
+                        for stream in 0..STREAMS {
+                            S::prefetch_far(later.wrapping_add(stream * t.later_apart));
+                        }
                         later = later.wrapping_add(LINE);
-                        due -= PARTS;
+                        due -= STREAMS * PARTS;
                     }
                     for step in 0..4 {
                         let b = b.add(step * NRV * S::LANES);
@@ -252,6 +284,10 @@ const PREFETCH: usize = 512;
 
 /// Fractions of a cache line.
 pub(super) const PARTS: usize = 16;
+
+/// Streams that memory is read in: of one the hardware fetches too few lines at a time. A core of an Emerald Rapids reads 9.4 GB/s
+/// in one stream, 11.6 in four, 13.5 in four that are fetched 1 KB ahead; where all of it is fetched long before, 8.6 and 11.1.
+pub(super) const STREAMS: usize = 4;
 
 /// Floats of a cache line.
 pub(super) const LINE: usize = 16;

@@ -33,7 +33,7 @@ use super::weights::WIDEST;
 use crate::activation::Activation;
 use crate::simd::{self, Isa};
 use cut::{cut_each, cut_exactly, cut_panels, cut_pieces};
-use micro::{LINE, Micro, PARTS, Tile, fetches};
+use micro::{LINE, Micro, Tile};
 use outer::Queue;
 use std::ops::Range;
 use sweep::{Activate, Ahead, Next, Smooth, sweep};
@@ -336,13 +336,7 @@ impl Gemm {
                     Tile {
                         rows: rows.table.add(piece.taps.start * rows.stride),
                         rows_stride: rows.stride,
-                        next: std::ptr::null(),
-                        later: std::ptr::null(),
-                        later_parts: 0,
-                        below: [std::ptr::null(); 2],
                         soon: if last { target.soon.map(|soon| soon.from(0, panel.start)) } else { [Soon::NONE; 2] },
-                        columns: 0,
-                        again: 0,
                         skip: rows.skip + piece.k.start,
                         taps: piece.taps.len(),
                         k: piece.k.len(),
@@ -361,20 +355,13 @@ impl Gemm {
                             false => std::ptr::null(),
                         },
                         ld_residual: target.ld_residual,
-                        range: if last { clamp_of(self.activation) } else { [f32::NEG_INFINITY, f32::INFINITY] },
+                        range: if last { clamp_of(self.activation) } else { Tile::BLANK.range },
+                        ..Tile::BLANK
                     }
                 };
-                // All of the next piece while this one is multiplied, spread over the tiles of rows.
-                let steps = fetches([micros.len(), panel.vectors], piece.taps.len(), piece.k.len())[0].max(1)
-                    * m.div_ceil(micros.len());
-                let parts = (PARTS * weights).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
-                let below = nth == 0 && self.extent.taps == 1;
-                let ahead = Ahead {
-                    vectors: panel.vectors,
-                    rows: if below { Next::Below } else { Next::None },
-                    weights,
-                    parts,
-                };
+                // All of the next piece while this one is multiplied.
+                let rows = if nth == 0 && self.extent.taps == 1 { Next::Below } else { Next::None };
+                let ahead = Ahead { vectors: panel.vectors, rows, weights: [weights; 2] };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
@@ -420,10 +407,9 @@ impl Gemm {
             for piece in &self.each {
                 let k_len = piece.len();
                 // The weights of the next tap lie behind those of this one, and behind those of the last the next panel's:
-                // all of them while this piece is multiplied, spread evenly over the tiles of rows.
-                let ahead = if tap + 1 < taps || panel + 1 < self.panels.len() { k * vectors * lanes } else { 0 };
-                let steps = fetches([micros.len(), vectors], 1, k_len)[0].max(1) * m.div_ceil(micros.len());
-                let parts = (PARTS * k_len * vectors * lanes).div_ceil(LINE * steps).min(MOST_LINES * PARTS);
+                // as many of them as this piece has, while it is multiplied.
+                let follows = tap + 1 < taps || panel + 1 < self.panels.len();
+                let weights_ahead = if follows { [k, k_len].map(|k| k * vectors * lanes) } else { [0; 2] };
                 let next = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
                 // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
                 unsafe {
@@ -431,15 +417,7 @@ impl Gemm {
                     let tile = Tile {
                         rows: rows.table.add(tap * rows.stride + of.start),
                         rows_stride: rows.stride,
-                        next: std::ptr::null(),
-                        later: std::ptr::null(),
-                        later_parts: 0,
-                        below: [std::ptr::null(); 2],
-                        soon: [Soon::NONE; 2],
-                        columns: 0,
-                        again: 0,
                         skip: rows.skip + piece.start,
-                        taps: 1,
                         k: k_len,
                         b: packed.add(weights + (tap * k + piece.start) * vectors * lanes),
                         c,
@@ -447,11 +425,9 @@ impl Gemm {
                         last_lanes: len - (vectors - 1) * lanes,
                         bias: zero.as_ptr(),
                         adds: piece.start > 0,
-                        residual: std::ptr::null(),
-                        ld_residual: 0,
-                        range: [f32::NEG_INFINITY, f32::INFINITY],
+                        ..Tile::BLANK
                     };
-                    sweep(m, tile, micros, Ahead { vectors, rows: next, weights: ahead, parts }, None);
+                    sweep(m, tile, micros, Ahead { vectors, rows: next, weights: weights_ahead }, None);
                 }
             }
         }
@@ -475,6 +451,3 @@ pub(super) const fn clamp_of(activation: Option<Activation>) -> [f32; 2] {
 /// Weights larger than this do not wait in the second cache until the next run, when those of all other layers have
 /// passed through it.
 const STREAMED_BYTES: usize = 128 << 10;
-
-/// Most cache lines of weights that are fetched for every four of k: more hold up what is multiplied.
-const MOST_LINES: usize = 6;

@@ -1,7 +1,7 @@
 //! One panel of weights and all rows: tile after tile, while what comes next is fetched, and a smooth activation for the tile
 //! that was just computed.
 
-use super::micro::{LINE, Micro, PARTS, Tile, fetches};
+use super::micro::{LINE, Micro, PARTS, STREAMS, Tile, fetches};
 use crate::activation::Activation;
 use crate::simd::{self, Simd, Task};
 
@@ -23,10 +23,8 @@ pub(super) struct Ahead {
     pub(super) vectors: usize,
     /// Activations: worth it when they are met for the first time.
     pub(super) rows: Next,
-    /// Floats from the weights in use to those that are fetched, which are at most as many; zero if none are.
-    pub(super) weights: usize,
-    /// Parts of a cache line of them for every four of k; see [`PARTS`].
-    pub(super) parts: usize,
+    /// Floats from the weights in use to those that are fetched, and how many of them are; zero if none.
+    pub(super) weights: [usize; 2],
 }
 
 /// An activation that is more than a clamp, for the tile just computed while it lies in the first cache.
@@ -46,13 +44,17 @@ pub(super) unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ah
     let ([fours, sixteens], work) =
         (fetches([micros.len(), ahead.vectors], tile.taps, tile.k), tile.taps * tile.k * ahead.vectors);
     tile.columns = ahead.vectors.div_ceil(sixteens.max(1));
-    let fetched = fours * ahead.parts / PARTS * LINE;
+    // Weights are fetched evenly, some lines of every stream in every tile.
+    let lines = ahead.weights[1].div_ceil(STREAMS * LINE);
+    let parts = (STREAMS * PARTS * lines.div_ceil(tiles)).div_ceil(fours.max(1)).min(MOST_LINES * PARTS);
+    let fetched = fours * parts / (STREAMS * PARTS);
+    tile.later_apart = lines * LINE;
     let mut from = 0;
     for i in 0..tiles {
         let to = (i + 1) * m / tiles;
         let height = to - from;
-        tile.later = tile.b.wrapping_add(ahead.weights + i * fetched);
-        tile.later_parts = if i * fetched < ahead.weights { ahead.parts } else { 0 };
+        tile.later = tile.b.wrapping_add(ahead.weights[0] + i * fetched * LINE);
+        tile.later_parts = if i * fetched < lines { parts } else { 0 };
         let below = height * (1 + FETCHED_AFTER / (work * height).max(1));
         tile.below[0] = tile.c.wrapping_add(below * tile.ldc).cast_const();
         if !tile.residual.is_null() {
@@ -83,6 +85,9 @@ pub(super) unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ah
         from = to;
     }
 }
+
+/// Most cache lines of weights that are fetched for every four of k: more hold up what is multiplied.
+const MOST_LINES: usize = 6;
 
 /// A tile of fewer multiplications of registers than this is over before what it fetches has come: it fetches for a tile
 /// further down than the next.

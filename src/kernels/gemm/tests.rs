@@ -66,7 +66,7 @@ fn machine_code_of_every_microkernel_multiplies_in_registers_alone() {
             let loops = codegen::loops(few::routine(isa, vectors) as *const ());
             loops.iter().for_each(|l| l.assert_in_registers(&what, 0));
             for rows in 1..=few::most_rows(isa.registers()) {
-                let products = |l: &codegen::Loop| l.fma.iter().sum::<usize>() == few::STREAMS * rows * vectors;
+                let products = |l: &codegen::Loop| l.fma.iter().sum::<usize>() == micro::STREAMS * rows * vectors;
                 assert!(loops.iter().any(products), "{what}: {loops:?}");
             }
             for rows in 1..=micro::max_rows(isa, vectors) {

@@ -14,6 +14,7 @@ mod lay;
 pub use self::lay::Lay;
 
 use self::beside::Beside;
+use super::micro::STREAMS;
 use super::outer::Queue;
 use super::{Extent, Gemm, LINE, Panel, Rows, Target};
 use crate::simd::tiles::{DEPTH, PARTS, Pair, ROWS, STEPS, TILE, Unit, split};
@@ -218,9 +219,9 @@ impl Run<'_> {
             for (nth, panel) in panels.iter().enumerate() {
                 let b = weights(panel, piece.start);
                 // Weights that have not been used yet, a share in every step.
-                let share = if rows.start == 0 { (panel.vectors * PARTED / LINE).div_ceil(pairs * STEPS) } else { 0 };
-                let mut later =
-                    Later { at: panels.get(nth + 1).map_or(last, |p| weights(p, piece.start)), lines: share };
+                let lines = if rows.start == 0 { panel.vectors * PARTED / LINE * piece.len() } else { 0 };
+                let at = panels.get(nth + 1).map_or(last, |p| weights(p, piece.start));
+                let mut later = Later::new(at, lines, pairs * piece.len() * STEPS);
                 for pair in 0..pairs {
                     let from = rows.start + pair * 2 * height;
                     let of_pair = from..rows.end.min(from + 2 * height);
@@ -251,19 +252,34 @@ impl Run<'_> {
     }
 }
 
-/// Weights to fetch, so many lines in every step.
+/// Weights to fetch, in [`STREAMS`] that are read in turn.
 struct Later {
     at: *const f32,
-    lines: usize,
+    /// Floats from stream to stream.
+    apart: usize,
+    stream: usize,
+    /// Lines that are left, and lines for a step.
+    left: usize,
+    share: usize,
 }
 
 impl Later {
+    /// So many lines from `at` on, in so many steps.
+    fn new(at: *const f32, lines: usize, steps: usize) -> Self {
+        Later { at, apart: lines / STREAMS * LINE, stream: 0, left: lines, share: lines.div_ceil(steps) }
+    }
+
     #[inline(always)]
     unsafe fn step<S: Simd>(&mut self) {
-        for _ in 0..self.lines {
+        let lines = self.share.min(self.left);
+        self.left -= lines;
+        for _ in 0..lines {
             // SAFETY: prefetching is harmless anywhere.
-            unsafe { S::prefetch_far(self.at) };
-            self.at = self.at.wrapping_add(LINE);
+            unsafe { S::prefetch_far(self.at.wrapping_add(self.stream * self.apart)) };
+            self.stream = (self.stream + 1) % STREAMS;
+            if self.stream == 0 {
+                self.at = self.at.wrapping_add(LINE);
+            }
         }
     }
 }
