@@ -360,8 +360,8 @@ impl Gemm {
                     }
                 };
                 // All of the next piece while this one is multiplied.
-                let rows = if nth == 0 && self.extent.taps == 1 { Next::Below } else { Next::None };
-                let ahead = Ahead { vectors: panel.vectors, rows, weights: [weights; 2] };
+                let next = if nth == 0 && self.extent.taps == 1 { Next::Below } else { Next::None };
+                let ahead = Ahead { vectors: panel.vectors, rows: next, weights: [weights; 2] };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
@@ -409,7 +409,7 @@ impl Gemm {
                 // The weights of the next tap lie behind those of this one, and behind those of the last the next panel's:
                 // as many of them as this piece has, while it is multiplied.
                 let follows = tap + 1 < taps || panel + 1 < self.panels.len();
-                let weights_ahead = if follows { [k, k_len].map(|k| k * vectors * lanes) } else { [0; 2] };
+                let later = if follows { [k, k_len].map(|k| k * vectors * lanes) } else { [0; 2] };
                 let next = if panel == 0 && tap + 1 < taps { Next::Tap } else { Next::None };
                 // SAFETY: the weights were packed for every tap of the panel; every tap has its rows and its product.
                 unsafe {
@@ -427,7 +427,7 @@ impl Gemm {
                         adds: piece.start > 0,
                         ..Tile::BLANK
                     };
-                    sweep(m, tile, micros, Ahead { vectors, rows: next, weights: weights_ahead }, None);
+                    sweep(m, tile, micros, Ahead { vectors, rows: next, weights: later }, None);
                 }
             }
         }
