@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "runs a product on raw maps")]
 
-use super::grid::Grid;
+use super::grid::{Grid, Work};
 use super::weights::{Direction, Form, GemmPacking, Packed, Packing, held};
 use super::{ConvSpec, pointwise};
 use crate::activation::Activation;
@@ -52,10 +52,6 @@ pub fn linear(spec: &LinearSpec, weight: &dyn Weights, bias: Option<&[f32]>, isa
 
 /// With more rows than this, multiplying takes longer than reading.
 const MOST_ROWS: usize = 16;
-/// About 20 µs of reading from memory.
-const BYTES_PER_TILE: usize = 256 << 10;
-/// Most tiles.
-const MOST_TILES: usize = 16;
 
 /// A layer of few rows.
 struct Few {
@@ -69,8 +65,17 @@ impl Few {
     fn new(spec: LinearSpec, isa: Isa) -> Self {
         let extent = Extent { taps: 1, k: spec.input[0], n: spec.output[0] };
         let gemm = Gemm::new(extent, spec.activation, isa);
-        let tiles = (gemm.packed_bytes() / BYTES_PER_TILE).clamp(1, MOST_TILES).min(gemm.panels());
-        let grid = Grid::of([spec.n, gemm.panels()], [1, tiles]);
+        // Rows stay together: nothing but weights is worth counting.
+        let grid = Grid::cut(Work {
+            rows: spec.n,
+            panels: gemm.panels(),
+            macs: spec.n * extent.k * extent.n,
+            weights: gemm.packed_bytes(),
+            activations: 0,
+            prepared: 0,
+            most_rows: spec.n.max(1),
+            unit: 1,
+        });
         Few { spec, gemm, weights: Packed::Given, grid }
     }
 }

@@ -174,7 +174,7 @@ unsafe fn rows<S: Simd, const NRV: usize, const N: usize, const R: usize>(
             for n in 0..N {
                 let b = b.add(n * stream * NRV * S::LANES);
                 if N > 1 {
-                    let lines = (0..NRV * S::LANES).step_by(LINE.max(S::LANES));
+                    let lines = (0..NRV * S::LANES).step_by(LINE);
                     lines.for_each(|line| S::prefetch_far(b.wrapping_add(AHEAD + line)));
                 }
                 let mut w = [S::zero(); NRV];
