@@ -34,17 +34,22 @@ pub fn split(numbers: &[f32; DEPTH]) -> [[u32; ROWS]; PARTS] {
     const UPPER: u32 = 0xffff_0000;
     let mut rest = *numbers;
     let mut parts = [[0; ROWS]; PARTS];
-    for part in &mut parts {
-        let mut rounded = [0u32; DEPTH];
+    let (last, rounded) = parts.split_last_mut().expect("three parts");
+    for part in rounded {
+        let mut nearest = [0u32; DEPTH];
         for i in 0..DEPTH {
-            rounded[i] = rest[i].to_bits().wrapping_add(0x8000);
+            nearest[i] = rest[i].to_bits().wrapping_add(0x8000);
         }
         for i in 0..ROWS {
-            part[i] = rounded[i] >> 16 | (rounded[ROWS + i] & UPPER);
+            part[i] = nearest[i] >> 16 | (nearest[ROWS + i] & UPPER);
         }
         for i in 0..DEPTH {
-            rest[i] -= f32::from_bits(rounded[i] & UPPER);
+            rest[i] -= f32::from_bits(nearest[i] & UPPER);
         }
+    }
+    // Seven bits are left: there is nothing to round.
+    for i in 0..ROWS {
+        last[i] = rest[i].to_bits() >> 16 | (rest[ROWS + i].to_bits() & UPPER);
     }
     parts
 }
@@ -56,6 +61,11 @@ pub struct Pair {
     pub tall: bool,
     /// Two tiles of columns instead of one.
     pub wide: bool,
+}
+
+impl Pair {
+    /// Two of both.
+    pub const LARGEST: Pair = Pair { tall: true, wide: true };
 }
 
 /// Whether this CPU has the unit and the system lets this process use it. Asks for it once.

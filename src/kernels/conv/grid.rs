@@ -12,6 +12,8 @@ pub(super) struct Grid {
     panel_parts: usize,
     /// Row blocks begin at multiples of this.
     unit: usize,
+    /// Whether that is how a pass over the output is cut.
+    striped: bool,
 }
 
 /// What the cut depends on.
@@ -46,6 +48,8 @@ const LEAST_STRIPES: usize = 8;
 /// Where rows are prepared, tiles are so much larger, but there are at least so many.
 const LARGE: usize = 4;
 const FEW_TILES: usize = 4;
+/// Rows that are prepared and multiplied at once.
+const PREPARED_ROWS: usize = 32;
 /// Fewer rows than this do not pay for the weights they pull in.
 const LEAST_ROWS: usize = 48;
 
@@ -53,13 +57,15 @@ impl Grid {
     /// `row_parts` by `panel_parts` tiles.
     pub(super) fn of([rows, panels]: [usize; 2], [row_parts, panel_parts]: [usize; 2]) -> Self {
         debug_assert!(row_parts <= rows.max(1) && panel_parts <= panels);
-        Grid { rows, panels, row_parts, panel_parts, unit: 1 }
+        Grid { rows, panels, row_parts, panel_parts, unit: 1, striped: false }
     }
 
     /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that
     /// reads the least: every row block reads all weights, every panel group all activations.
     pub(super) fn cut(work: Work) -> Self {
         let Work { rows, panels, macs, weights, activations, prepared, most_rows, unit } = work;
+        let striped = unit > 1;
+        let unit = if prepared > 0 && !striped { PREPARED_ROWS } else { unit };
         let worth = (macs / MACS_PER_TILE).max(weights / WEIGHTS_PER_TILE);
         let cap = if weights > 1 << 20 { 16 } else { 32 };
         let most_wanted = match prepared {
@@ -72,7 +78,9 @@ impl Grid {
         let most = (rows / LEAST_ROWS).max(least).min(rows.div_ceil(unit).max(1));
         let cut = |panel_parts: usize| {
             let row_parts = wanted.div_ceil(panel_parts).clamp(least.min(most), most);
-            Grid { rows, panels, row_parts, panel_parts, unit }
+            // A few large tiles: as many for each of two threads.
+            let odd = prepared > 0 && row_parts * panel_parts % 2 == 1 && row_parts < most;
+            Grid { rows, panels, row_parts: row_parts + usize::from(odd), panel_parts, unit, striped }
         };
         let cost = |grid: &Grid| {
             let (tiles, few) = (grid.tiles(), prepared > 0 && grid.tiles() < 16);
@@ -106,7 +114,7 @@ impl Grid {
     /// The row blocks, if they are cut in units and enough for a few threads.
     pub(super) fn stripes(&self) -> Option<Stripes> {
         let (units, count) = (self.rows.div_ceil(self.unit), self.row_parts);
-        (self.unit > 1 && count >= LEAST_STRIPES).then_some(Stripes { units, count, parts: self.panel_parts })
+        (self.striped && count >= LEAST_STRIPES).then_some(Stripes { units, count, parts: self.panel_parts })
     }
 }
 

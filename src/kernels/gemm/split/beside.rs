@@ -1,11 +1,11 @@
-//! What is computed beside the matrix unit: rows are split before they are multiplied, sums finished afterwards.
+//! What is computed beside the matrix unit: rows are split before they are multiplied, and memory is fetched.
 
-use super::{Block, COLUMNS, PARTED, Run, SUMS, Together, blocks};
+use super::{Block, PARTED, Run, SUMS, Sums, Together, blocks};
+use crate::kernels::gemm::micro::STREAMS;
 use crate::kernels::gemm::outer::Queue;
-use crate::kernels::gemm::{Activate, Extent, Panel, clamp_of, is_clamp};
+use crate::kernels::gemm::{Extent, LINE};
 use crate::simd::Simd;
 use crate::simd::tiles::{DEPTH, ROWS, STEPS, TILE, split};
-use std::ops::Range;
 
 /// A share of work that is due in every step, in fractions of a piece.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,23 +23,18 @@ impl Quota {
         Quota { due: 0, share: share as u32 }
     }
 
-    /// The next step.
+    /// The pieces that are due in the next step.
     #[inline(always)]
-    fn step(&mut self) {
-        self.due += self.share;
-    }
-
-    /// The pieces that are due.
-    #[inline(always)]
-    fn take(&mut self) -> usize {
-        let pieces = self.due / Self::ONE;
-        self.due %= Self::ONE;
-        pieces as usize
+    fn step(&mut self) -> u32 {
+        let due = self.due + self.share;
+        self.due = due % Self::ONE;
+        due / Self::ONE
     }
 }
 
 /// What is computed beside the unit, a little after every step: it keeps a core busy for 64 cycles with eight instructions, and
-/// more than some hundred others at once do not find room beside them.
+/// more than some sixty on registers at once do not find room beside them. What it takes to find out what is due finds none at all
+/// where another thread shares the core, so that there is little of that.
 pub(super) struct Beside<'a> {
     run: &'a Run<'a>,
     pub(super) height: usize,
@@ -49,9 +44,8 @@ pub(super) struct Beside<'a> {
     /// Two buffers of split rows, and which is made next.
     split: [*mut f32; 2],
     turn: usize,
-    /// Two buffers of sums, and which is made next.
-    sums: [*mut f32; 2],
-    sums_turn: usize,
+    /// Where sums are stored.
+    pub(super) sums: *mut f32,
     /// One row.
     line: *mut f32,
     /// The block whose rows are being split, if there is one, and the row and block of k that come next.
@@ -63,156 +57,28 @@ pub(super) struct Beside<'a> {
     to: *mut f32,
     count: usize,
     splits: Quota,
-    /// Sums that were made, and those that are being made.
-    left: Sums,
-    coming: Sums,
-    finishes: Quota,
-    /// Where the next row of those being made will go, and its residual: fetched meanwhile.
-    ahead: [*const f32; 2],
-    /// What whoever comes next reads.
+    /// Weights to fetch, the rows that the sums go to, and what whoever comes next reads.
+    weights: Later,
+    rows: [Lines; 2],
     later: Queue,
     fetches: Quota,
-}
-
-/// Sums that are to be finished.
-#[derive(Debug, Clone, Copy)]
-struct Sums {
-    /// Rows that are left.
-    rows: usize,
-    /// Where the next of them lies and goes, and where its residual is, if there is one.
-    from: *const f32,
-    to: *mut f32,
-    residual: *const f32,
-    /// Columns, and what is added to each; null if the parts of k before are in their place.
-    columns: usize,
-    bias: *const f32,
-    /// What the results are clamped to.
-    range: [f32; 2],
-    /// Applied to all rows in the end.
-    smooth: Option<Activate>,
-}
-
-impl Sums {
-    const NONE: Sums = Sums {
-        rows: 0,
-        from: std::ptr::null(),
-        to: std::ptr::null_mut(),
-        residual: std::ptr::null(),
-        columns: 0,
-        bias: std::ptr::null(),
-        range: [0.0; 2],
-        smooth: None,
-    };
-
-    /// The first `rows` rows of the columns of a panel for one piece of k.
-    fn new(run: &Run<'_>, panel: &Panel, rows: Range<usize>, from: *const f32, piece: &Range<usize>) -> Self {
-        let target = &run.target;
-        let activation = run.gemm.activation.filter(|_| piece.end == blocks(run.gemm.extent));
-        let to = target.c.wrapping_add(rows.start * target.ld + panel.start);
-        let (residual, bias) = match piece.start {
-            0 => {
-                let at = if target.residual.is_null() { 0 } else { rows.start * target.ld_residual + panel.start };
-                (target.residual.wrapping_add(at), run.packed.wrapping_add(run.gemm.bias_at() + panel.start))
-            }
-            _ => (std::ptr::null(), std::ptr::null()),
-        };
-        let smooth = activation.filter(|&activation| !is_clamp(activation)).map(|activation| Activate {
-            activation,
-            c: to,
-            ld: target.ld,
-            rows: rows.len(),
-            columns: panel.len,
-        });
-        let range = clamp_of(activation);
-        Sums { rows: rows.len(), from, to, residual, columns: panel.len, bias, range, smooth }
-    }
-
-    /// Adds bias and residual, or what the parts of k before have left, to the next rows, clamps and stores them, and fetches
-    /// as many rows of what lies `ahead`.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&mut self, rows: usize, ahead: &mut [*const f32; 2], lds: [usize; 2]) {
-        let rows = rows.min(self.rows);
-        if rows == 0 {
-            return;
-        }
-        self.rows -= rows;
-        // SAFETY: the rows are those that `new` was given, with their biases; masks leave out what is beyond the last column.
-        unsafe {
-            let last = S::mask((self.columns - 1) % S::LANES + 1);
-            match (self.columns > S::LANES, self.columns.is_multiple_of(S::LANES)) {
-                (true, true) => self.finish_as::<S, 2>(rows, ahead, lds, None),
-                (true, false) => self.finish_as::<S, 2>(rows, ahead, lds, Some(last)),
-                (false, _) => self.finish_as::<S, 1>(rows, ahead, lds, Some(last)),
-            }
-        }
-    }
-
-    /// Rows of so many registers, of the last of which lanes may be missing.
-    #[inline(always)]
-    unsafe fn finish_as<S: Simd, const VECTORS: usize>(
-        &mut self,
-        rows: usize,
-        ahead: &mut [*const f32; 2],
-        [ld, ld_residual]: [usize; 2],
-        last: Option<S::M>,
-    ) {
-        // SAFETY: as in `finish`.
-        unsafe {
-            let load = |from: *const f32, vector: usize| match last {
-                Some(mask) if vector + 1 == VECTORS => S::load_masked(from.add(vector * S::LANES), mask),
-                _ => S::load(from.add(vector * S::LANES)),
-            };
-            let (least, most) = (S::splat(self.range[0]), S::splat(self.range[1]));
-            let Sums { mut from, mut to, mut residual, bias, .. } = *self;
-            for _ in 0..rows {
-                for vector in 0..VECTORS {
-                    let mut sum = S::load(from.add(vector * S::LANES));
-                    if bias.is_null() {
-                        sum = S::add(sum, load(to, vector));
-                    } else {
-                        sum = S::add(sum, S::load(bias.add(vector * S::LANES)));
-                        if !residual.is_null() {
-                            sum = S::add(sum, load(residual, vector));
-                        }
-                    }
-                    sum = S::min(most, S::max(least, sum));
-                    let at = to.add(vector * S::LANES);
-                    match last {
-                        Some(mask) if vector + 1 == VECTORS => S::store_masked(at, sum, mask),
-                        _ => S::store(at, sum),
-                    }
-                    S::prefetch(ahead[0].wrapping_add(vector * S::LANES));
-                    if !residual.is_null() {
-                        S::prefetch(ahead[1].wrapping_add(vector * S::LANES));
-                    }
-                }
-                from = from.add(COLUMNS);
-                to = to.wrapping_add(ld);
-                ahead[0] = ahead[0].wrapping_add(ld);
-                if !residual.is_null() {
-                    residual = residual.wrapping_add(ld_residual);
-                    ahead[1] = ahead[1].wrapping_add(ld_residual);
-                }
-            }
-            (self.from, self.to, self.residual) = (from, to, residual);
-        }
-    }
 }
 
 impl<'a> Beside<'a> {
     pub(super) fn new(run: &'a Run<'a>, height: usize, together: Together) -> Self {
         let size = together.floats();
         let at = |offset: usize| run.scratch.wrapping_add(offset);
+        let blocks = blocks(run.gemm.extent);
+        let pairs = run.m.div_ceil(2 * height);
         let mut beside = Beside {
             run,
             height,
             together,
-            blocks: blocks(run.gemm.extent),
+            blocks,
             split: [at(0), at(size)],
             turn: 0,
-            sums: [at(2 * size), at(2 * size + SUMS)],
-            sums_turn: 0,
-            line: at(2 * (size + SUMS)),
+            sums: at(2 * size),
+            line: at(2 * size + SUMS),
             next: None,
             row: 0,
             at: 0,
@@ -220,15 +86,11 @@ impl<'a> Beside<'a> {
             to: std::ptr::null_mut(),
             count: 0,
             splits: Quota::default(),
-            left: Sums::NONE,
-            coming: Sums::NONE,
-            finishes: Quota::default(),
-            ahead: [std::ptr::null(); 2],
+            weights: Later::NONE,
+            rows: [Lines::NONE; 2],
             later: run.ahead,
-            fetches: Quota::default(),
+            fetches: Quota::new(run.ahead.lines(), run.panels.len() * pairs * blocks * STEPS),
         };
-        let pairs = run.m.div_ceil(2 * height);
-        beside.fetches = Quota::new(run.ahead.lines(), run.panels.len() * pairs * beside.blocks * STEPS);
         beside.start(0, 0);
         beside
     }
@@ -246,7 +108,7 @@ impl<'a> Beside<'a> {
     #[inline(always)]
     pub(super) unsafe fn next_block(&mut self) -> Option<Block> {
         // SAFETY: passed on.
-        unsafe { self.split(usize::MAX) };
+        unsafe { self.split(u32::MAX) };
         let block = self.next.take()?;
         match block.piece.end < self.blocks {
             true => self.start(block.rows.start, block.piece.end),
@@ -261,92 +123,55 @@ impl<'a> Beside<'a> {
         self.splits = Quota::new(blocks, steps);
     }
 
+    /// So many lines of weights from `at` on are fetched in so many steps.
+    pub(super) fn fetch_weights(&mut self, at: *const f32, lines: usize, steps: usize) {
+        self.weights = Later::new(at, lines, steps);
+    }
+
+    /// The rows that sums go to and what is added to them are fetched in so many steps.
+    pub(super) fn fetch_sums(&mut self, sums: &Sums, steps: usize) {
+        let lines = |at: *const f32, ld| match at.is_null() {
+            false => Lines { at, ld, left: sums.rows, share: sums.rows.div_ceil(steps), wide: sums.columns > LINE },
+            true => Lines::NONE,
+        };
+        self.rows = [lines(sums.to, sums.lds[0]), lines(sums.residual, sums.lds[1])];
+    }
+
+    /// What is due after a step.
     #[inline(always)]
     pub(super) unsafe fn step<S: Simd>(&mut self) {
-        self.splits.step();
-        self.finishes.step();
-        self.fetches.step();
-        for _ in 0..self.fetches.take() {
-            let Some(line) = self.later.next() else { break };
-            // SAFETY: prefetching is harmless anywhere.
-            unsafe { S::prefetch_far(line) };
-        }
-        // SAFETY: passed on.
+        let due = self.splits.step();
+        // SAFETY: passed on; prefetching is harmless anywhere.
         unsafe {
-            match self.splits.take() {
-                0 => {}
-                blocks => self.split(blocks),
-            }
-            match self.finishes.take() {
-                0 => {}
-                rows => self.finish::<S>(rows),
-            }
-        }
-    }
-
-    /// Where the next sums go.
-    pub(super) fn sums(&self) -> *mut f32 {
-        self.sums[self.sums_turn]
-    }
-
-    /// The sums of these rows are being made.
-    #[inline(always)]
-    pub(super) fn making(&mut self, panel: &Panel, rows: Range<usize>, piece: &Range<usize>) {
-        self.coming = Sums::new(self.run, panel, rows, self.sums(), piece);
-        self.ahead = [self.coming.to.cast_const(), self.coming.residual];
-        self.finishes = Quota::new(self.left.rows, piece.len() * STEPS);
-    }
-
-    /// They have been made.
-    #[inline(always)]
-    pub(super) fn made(&mut self) {
-        self.left = self.coming;
-        self.sums_turn = 1 - self.sums_turn;
-    }
-
-    /// Finishes up to `rows` rows.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&mut self, rows: usize) {
-        // SAFETY: these sums were stored last.
-        unsafe {
-            let lds = [self.run.target.ld, self.run.target.ld_residual];
-            self.left.finish::<S>(rows, &mut self.ahead, lds);
-        }
-    }
-
-    /// Finishes what is left.
-    #[inline(always)]
-    pub(super) unsafe fn finish_rest<S: Simd>(&mut self) {
-        // SAFETY: the activation is applied to what has just been stored.
-        unsafe {
-            self.finish::<S>(self.left.rows);
-            if let Some(smooth) = self.left.smooth.take() {
-                (self.run.gemm.activate)(smooth);
+            self.split(due);
+            self.rows.iter_mut().for_each(|rows| rows.step::<S>());
+            self.weights.step::<S>();
+            for _ in 0..self.fetches.step() {
+                let Some(line) = self.later.next() else { break };
+                S::prefetch_far(line);
             }
         }
     }
 
     /// Splits so many blocks of k of rows, if they are left.
     #[inline(always)]
-    unsafe fn split(&mut self, mut blocks: usize) {
+    unsafe fn split(&mut self, blocks: u32) {
         // SAFETY: what `advance` found.
         unsafe {
-            while blocks > 0 && (self.count > 0 || self.advance()) {
-                let count = blocks.min(self.count);
-                let (mut from, mut to) = (self.from, self.to);
-                for _ in 0..count {
-                    for (part, row) in split(&*from.cast()).iter().enumerate() {
-                        *to.add(part * TILE).cast::<[u32; ROWS]>() = *row;
-                    }
-                    (from, to) = (from.add(DEPTH), to.add(PARTED));
+            for _ in 0..blocks {
+                if self.count == 0 && !self.advance() {
+                    break;
                 }
-                (self.from, self.to, self.count) = (from, to, self.count - count);
-                blocks -= count;
+                for (part, row) in split(&*self.from.cast()).iter().enumerate() {
+                    *self.to.add(part * TILE).cast::<[u32; ROWS]>() = *row;
+                }
+                (self.from, self.to, self.count) = (self.from.add(DEPTH), self.to.add(PARTED), self.count - 1);
             }
         }
     }
 
     /// Finds the next blocks of k that lie together.
+    #[inline(never)]
     unsafe fn advance(&mut self) -> bool {
         let Some(Block { rows, piece, at }) = &self.next else { return false };
         if self.at == piece.end {
@@ -379,5 +204,70 @@ impl<'a> Beside<'a> {
         }
         self.at += self.count;
         true
+    }
+}
+
+/// Weights to fetch, in [`STREAMS`] that are read in turn.
+struct Later {
+    at: *const f32,
+    /// Floats from stream to stream.
+    apart: usize,
+    stream: usize,
+    /// Lines that are left, and lines for a step.
+    left: usize,
+    share: usize,
+}
+
+impl Later {
+    const NONE: Later = Later { at: std::ptr::null(), apart: 0, stream: 0, left: 0, share: 0 };
+
+    /// So many lines from `at` on, in so many steps.
+    fn new(at: *const f32, lines: usize, steps: usize) -> Self {
+        Later { at, apart: lines / STREAMS * LINE, stream: 0, left: lines, share: lines.div_ceil(steps) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&mut self) {
+        let lines = self.share.min(self.left);
+        self.left -= lines;
+        for _ in 0..lines {
+            // SAFETY: prefetching is harmless anywhere.
+            unsafe { S::prefetch_far(self.at.wrapping_add(self.stream * self.apart)) };
+            self.stream = (self.stream + 1) % STREAMS;
+            if self.stream == 0 {
+                self.at = self.at.wrapping_add(LINE);
+            }
+        }
+    }
+}
+
+/// One or two lines of some rows, to be fetched.
+#[derive(Debug, Clone, Copy)]
+struct Lines {
+    at: *const f32,
+    ld: usize,
+    /// Rows that are left, and rows for a step.
+    left: usize,
+    share: usize,
+    wide: bool,
+}
+
+impl Lines {
+    const NONE: Lines = Lines { at: std::ptr::null(), ld: 0, left: 0, share: 0, wide: false };
+
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&mut self) {
+        let rows = self.share.min(self.left);
+        self.left -= rows;
+        for _ in 0..rows {
+            // SAFETY: prefetching is harmless anywhere.
+            unsafe {
+                S::prefetch(self.at);
+                if self.wide {
+                    S::prefetch(self.at.wrapping_add(LINE));
+                }
+            }
+            self.at = self.at.wrapping_add(self.ld);
+        }
     }
 }

@@ -5,16 +5,17 @@
 //!     for panel of 32 columns:  for 32 rows:  C' = A'·B';  C = activation(C' + bias + residual)
 //! ```
 //!
-//! The products leave most of a core idle: in between, a little after every step, it splits the next rows, finishes the sums before
-//! ([`Beside`]) and fetches weights. Rows are split in blocks of k where they would not stay in the cache; sums wait in `C` then.
+//! The products leave most of a core idle: in between, a little after every step, it splits the next rows and fetches what is
+//! needed soon ([`Beside`]). Rows are split in blocks of k where they would not stay in the cache; sums wait in `C` then.
 
 mod beside;
+mod finish;
 mod lay;
 
 pub use self::lay::Lay;
 
 use self::beside::Beside;
-use super::micro::STREAMS;
+use self::finish::Sums;
 use super::outer::Queue;
 use super::{Extent, Gemm, LINE, Panel, Rows, Target};
 use crate::simd::tiles::{DEPTH, PARTS, Pair, ROWS, STEPS, TILE, Unit, split};
@@ -64,10 +65,9 @@ pub(super) fn panel_len(extent: Extent, width: usize) -> usize {
     blocks(extent) * width / ROWS * PARTED
 }
 
-/// Rows of a tile: nearly the same for all, so that none computes much that is thrown away, and for an even number of them.
+/// Rows of a tile: nearly the same for all, so that none computes much that is thrown away.
 fn height(m: usize) -> usize {
-    let tiles = m.div_ceil(ROWS);
-    m.div_ceil(if tiles > 1 { tiles.next_multiple_of(2) } else { 1 }).max(1)
+    m.div_ceil(m.div_ceil(ROWS).max(1)).max(1)
 }
 
 /// How many tiles of rows, of how many blocks of k, are split together. How k is cut depends on the extent alone, so that sums do
@@ -82,7 +82,7 @@ impl Together {
     pub(super) fn new(extent: Extent, m: usize) -> Self {
         let blocks = blocks(extent);
         let few = 4 * PARTED * blocks * extent.n.div_ceil(ROWS) <= WEIGHT_BYTES;
-        let tiles = if few { FEW } else { m.div_ceil(ROWS).next_multiple_of(2) };
+        let tiles = if few { FEW } else { m.div_ceil(ROWS) };
         let pieces = blocks.div_ceil(if few { FEWS_BLOCKS } else { ALLS_BLOCKS });
         Together { tiles, blocks: blocks.div_ceil(pieces.max(1)) }
     }
@@ -93,10 +93,9 @@ impl Together {
     }
 }
 
-/// Floats of scratch memory for `m` rows or fewer: split rows and sums, each twice, so that one is made while the other is read, and
-/// one row.
+/// Floats of scratch memory for `m` rows or fewer: split rows twice, so that some are made while others are read, sums, and one row.
 pub(super) fn scratch(extent: Extent, m: usize) -> usize {
-    2 * (Together::new(extent, m).floats() + SUMS) + blocks(extent) * DEPTH
+    2 * Together::new(extent, m).floats() + SUMS + blocks(extent) * DEPTH
 }
 
 /// Splits the weights of a panel in place: `[row][width]` floats, of which the rows from `depth` on are not there yet, become
@@ -180,7 +179,6 @@ impl Task for Run<'_> {
             while let Some(block) = beside.next_block() {
                 self.multiply::<S>(unit, &block, &mut beside);
             }
-            beside.finish_rest::<S>();
             unit.release();
         }
     }
@@ -196,8 +194,8 @@ struct Block {
 }
 
 impl Run<'_> {
-    /// Multiplies the rows of `block` with all panels. Beside it, the sums before are finished, the rows of the next block split,
-    /// and what is needed later fetched.
+    /// Multiplies the rows of `block` with all panels and finishes the sums. Beside it, the rows of the next block are split, and what
+    /// is needed later fetched.
     #[inline(always)]
     unsafe fn multiply<S: Simd>(&self, unit: Unit, block: &Block, beside: &mut Beside<'_>) {
         let (rows, piece, height) = (&block.rows, &block.piece, beside.height);
@@ -214,72 +212,61 @@ impl Run<'_> {
             false => weights(&panels[panels.len() - 1], beside.blocks),
         };
         beside.spread(panels.len() * pairs * piece.len() * STEPS);
-        // SAFETY: the rows have been split; the rest is the caller's promise.
-        unsafe {
-            for (nth, panel) in panels.iter().enumerate() {
-                let b = weights(panel, piece.start);
-                // Weights that have not been used yet, a share in every step.
-                let lines = if rows.start == 0 { panel.vectors * PARTED / LINE * piece.len() } else { 0 };
-                let at = panels.get(nth + 1).map_or(last, |p| weights(p, piece.start));
-                let mut later = Later::new(at, lines, pairs * piece.len() * STEPS);
-                for pair in 0..pairs {
-                    let from = rows.start + pair * 2 * height;
-                    let of_pair = from..rows.end.min(from + 2 * height);
-                    let a = block.at.add(2 * pair * tile).cast::<u32>();
-                    let shape = Pair { tall: of_pair.len() > height, wide: panel.vectors == 2 };
-                    beside.making(panel, of_pair, piece);
-                    unit.clear();
-                    for i in 0..piece.len() {
-                        let a = [a.add(i * PARTED), a.add(tile + i * PARTED)].map(<*mut u32>::cast_const);
-                        let b = b.add(i * panel.vectors * PARTED).cast();
-                        macro_rules! steps {
-                            ($($n:literal)*) => {
-                                $(
-                                    unit.step::<$n>(shape, a, b);
-                                    later.step::<S>();
-                                    beside.step::<S>();
-                                )*
-                            };
-                        }
-                        steps!(0 1 2 3 4 5);
+        let sums = beside.sums;
+        for (nth, panel) in panels.iter().enumerate() {
+            let b = weights(panel, piece.start);
+            // Weights that have not been used yet, a share in every step.
+            let lines = if rows.start == 0 { panel.vectors * PARTED / LINE * piece.len() } else { 0 };
+            let at = panels.get(nth + 1).map_or(last, |p| weights(p, piece.start));
+            beside.fetch_weights(at, lines, pairs * piece.len() * STEPS);
+            for pair in 0..pairs {
+                let from = rows.start + pair * 2 * height;
+                let of_pair = from..rows.end.min(from + 2 * height);
+                let shape = Pair { tall: of_pair.len() > height, wide: panel.vectors == 2 };
+                let to = Sums::new(self, panel, of_pair, piece);
+                beside.fetch_sums(&to, piece.len() * STEPS);
+                // SAFETY: the rows have been split; the rest is the caller's promise.
+                unsafe {
+                    let a = block.at.add(2 * pair * tile);
+                    let a = [a, a.wrapping_add(tile)];
+                    // Most products are of the largest shape: nothing is chosen within them.
+                    match shape {
+                        Pair::LARGEST => product::<S>(unit, Pair::LARGEST, a, b, piece.len(), beside),
+                        _ => product::<S>(unit, shape, a, b, piece.len(), beside),
                     }
-                    beside.finish_rest::<S>();
-                    unit.store(shape, beside.sums(), COLUMNS);
-                    beside.made();
+                    unit.store(shape, sums, COLUMNS);
+                    to.finish::<S>(sums);
                 }
             }
         }
     }
 }
 
-/// Weights to fetch, in [`STREAMS`] that are read in turn.
-struct Later {
-    at: *const f32,
-    /// Floats from stream to stream.
-    apart: usize,
-    stream: usize,
-    /// Lines that are left, and lines for a step.
-    left: usize,
-    share: usize,
-}
-
-impl Later {
-    /// So many lines from `at` on, in so many steps.
-    fn new(at: *const f32, lines: usize, steps: usize) -> Self {
-        Later { at, apart: lines / STREAMS * LINE, stream: 0, left: lines, share: lines.div_ceil(steps) }
-    }
-
-    #[inline(always)]
-    unsafe fn step<S: Simd>(&mut self) {
-        let lines = self.share.min(self.left);
-        self.left -= lines;
-        for _ in 0..lines {
-            // SAFETY: prefetching is harmless anywhere.
-            unsafe { S::prefetch_far(self.at.wrapping_add(self.stream * self.apart)) };
-            self.stream = (self.stream + 1) % STREAMS;
-            if self.stream == 0 {
-                self.at = self.at.wrapping_add(LINE);
+/// Sums the products of so many blocks of one or two tiles of rows and of columns.
+#[inline(always)]
+unsafe fn product<S: Simd>(
+    unit: Unit,
+    shape: Pair,
+    a: [*mut f32; 2],
+    b: *const f32,
+    blocks: usize,
+    beside: &mut Beside<'_>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        unit.clear();
+        for i in 0..blocks {
+            let a = a.map(|a| a.wrapping_add(i * PARTED).cast::<u32>().cast_const());
+            let b = b.wrapping_add(i * (1 + usize::from(shape.wide)) * PARTED).cast();
+            macro_rules! steps {
+                ($($n:literal)*) => {
+                    $(
+                        unit.step::<$n>(shape, a, b);
+                        beside.step::<S>();
+                    )*
+                };
             }
+            steps!(0 1 2 3 4 5);
         }
     }
 }
