@@ -113,7 +113,8 @@ macro_rules! steps {
             2 => step!($a, $b, $rows " + 1024]", [] "", $multiply),
             3 => step!($a, $b, [] "", $columns "]", $multiply),
             4 => step!($a, $b, $rows " + 2048]", [] "", $multiply),
-            _ => step!($a, $b, $rows "]", [] "", $multiply),
+            5 => step!($a, $b, $rows "]", [] "", $multiply),
+            _ => step!($a, $b, $rows "]", $columns "]", $multiply),
         }
     };
 }

@@ -111,7 +111,8 @@ impl Unit {
         unsafe { clear() };
     }
 
-    /// Adds products of one block of [`DEPTH`]: those of two parts, in step number `N` of [`STEPS`], which come in order. `a` are
+    /// Adds products of one block of [`DEPTH`]: those of two parts, in step number `N` of [`STEPS`], which come in order. The last,
+    /// of the first parts, may be done later as step number [`STEPS`], which loads both again. `a` are
     /// one or two tiles of rows, each `[part][ROWS][DEPTH]`, `b` one or two of columns beside each other,
     /// `[part][tile][DEPTH / 2][16 columns][2]`.
     ///

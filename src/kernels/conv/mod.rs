@@ -115,13 +115,19 @@ fn label(window: &Window) -> String {
 /// As [`choose`], with weights that come with every run. `bias` says whether there is one, and its length.
 pub fn learned(spec: ConvSpec, direction: Direction, bias: Option<usize>, precision: Precision, isa: Isa) -> Learned {
     spec.check_sizes();
-    // What is computed forward decides which side of its kink a unit is on; it stays with the sums that training was verified with.
-    let isa = if direction == Direction::Forward { isa.vectors() } else { precision.limit(isa) };
-    let form: Box<dyn Form> = match spec.groups == 1 && spec.window.is_pointwise() {
-        true => Box::new(indirect::Indirect::striped(spec, isa)),
-        false => algorithm::form(spec, precision, isa),
-    };
-    weights::learned(form, direction, spec.output.c * spec.depth(), bias)
+    weights::learned(learned_form(spec, direction, precision, isa), direction, spec.output.c * spec.depth(), bias)
+}
+
+/// The form of [`learned`].
+fn learned_form(spec: ConvSpec, direction: Direction, precision: Precision, isa: Isa) -> Box<dyn Form> {
+    let isa = precision.limit(isa);
+    match (spec.groups == 1 && spec.window.is_pointwise(), direction) {
+        (true, _) => Box::new(indirect::Indirect::striped(spec, isa)),
+        // What is computed forward decides which side of its kink a unit is on: it stays with the sums that training was verified
+        // with, but for the products above, which on the matrix unit are more exact.
+        (false, Direction::Forward) => algorithm::form(spec, precision, isa.vectors()),
+        (false, Direction::Backward) => algorithm::form(spec, precision, isa),
+    }
 }
 
 /// How a batch norm and a clamp are applied to what a convolution reads.

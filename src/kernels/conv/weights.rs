@@ -147,7 +147,7 @@ pub(super) trait Form: Kernel {
 
     /// Sums shorter parts by themselves from now on, where that is known to err less: for weights that learn, since the errors
     /// of a step become part of them.
-    fn exactly(&mut self) {}
+    fn exactly(&mut self, _: Direction) {}
 }
 
 /// Packs `weight` and `bias` into `form`, with the threads that the weights bring.
@@ -190,7 +190,7 @@ pub struct Learned {
 
 /// `form` with weights of `weights` floats that come with every run; `bias` is its length.
 pub(super) fn learned(mut form: Box<dyn Form>, direction: Direction, weights: usize, bias: Option<usize>) -> Learned {
-    form.exactly();
+    form.exactly(direction);
     let packing = form.packing(direction);
     learned_with(form, packing, weights, bias)
 }

@@ -176,7 +176,7 @@ impl Gemm {
     }
 
     /// The same, but its pieces are summed by themselves before they are added up, and those of [`run_each`](Self::run_each) are
-    /// shorter.
+    /// shorter. On the matrix unit small products are summed before the large ones, which takes a tenth longer.
     pub fn exactly(self) -> Self {
         Gemm { each: cut_exactly(self.extent.k), exact: true, ..self }
     }

@@ -1,10 +1,9 @@
 use super::pointwise::Source;
 use super::*;
 use crate::activation::Activation::Relu;
-use crate::kernels::conv::algorithm::form;
 use crate::kernels::conv::testing::noise;
 use crate::kernels::conv::winograd::{self, Form};
-use crate::kernels::conv::{Sampling, learned_deform, learned_stem, stem, weights};
+use crate::kernels::conv::{Sampling, learned_deform, learned_form, learned_stem, stem, weights};
 use crate::kernels::gemm::{Extent, Gemm};
 use crate::kernels::layout::from_nchw;
 use crate::kernels::light::testing::{assert_near, nchw, run_tiles, spread};
@@ -107,8 +106,8 @@ fn weights_that_come_with_every_run_give_what_held_ones_do() {
         let (weight, bias) = (noise(spec.output.c * spec.depth(), 2), noise(spec.output.c, 3));
         for &isa in Isa::available() {
             let forward = learned(spec, Direction::Forward, Some(bias.len()), Precision::Fast, isa);
-            let mut form = form(spec, Precision::Fast, isa.vectors()); // as training goes forward
-            form.exactly();
+            let mut form = learned_form(spec, Direction::Forward, Precision::Fast, isa);
+            form.exactly(Direction::Forward);
             let held = weights::held(form, &weight, Some(&bias[..]));
             let packed = pack(&forward, &weight, Some(&bias));
             let [mut found, mut expected] = [0.0, 0.0].map(|v| vec![v; spec.output.extent()]);

@@ -179,7 +179,7 @@ impl Form for StrassenProduct {
         self.weights = Packed::Held(packed);
     }
 
-    fn exactly(&mut self) {
+    fn exactly(&mut self, _: Direction) {
         self.gemm = self.gemm.clone().exactly();
     }
 }

@@ -404,7 +404,7 @@ impl super::weights::Form for Winograd {
         self.weights = Packed::Held(packed);
     }
 
-    fn exactly(&mut self) {
+    fn exactly(&mut self, _: Direction) {
         self.gemm = self.gemm.clone().exactly();
     }
 }

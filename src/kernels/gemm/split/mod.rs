@@ -229,10 +229,11 @@ impl Run<'_> {
                 unsafe {
                     let a = block.at.add(2 * pair * tile);
                     let a = [a, a.wrapping_add(tile)];
-                    // Most products are of the largest shape: nothing is chosen within them.
+                    // Most products are of the largest shape: it is not chosen within them.
+                    let (product, exact) = (Product { unit, shape, a, b, blocks: piece.len() }, self.gemm.exact);
                     match shape {
-                        Pair::LARGEST => product::<S>(unit, Pair::LARGEST, a, b, piece.len(), beside),
-                        _ => product::<S>(unit, shape, a, b, piece.len(), beside),
+                        Pair::LARGEST => Product { shape: Pair::LARGEST, ..product }.sum::<S>(exact, beside),
+                        _ => product.sum::<S>(exact, beside),
                     }
                     unit.store(shape, sums, COLUMNS);
                     to.finish::<S>(sums);
@@ -242,31 +243,54 @@ impl Run<'_> {
     }
 }
 
-/// Sums the products of so many blocks of one or two tiles of rows and of columns.
-#[inline(always)]
-unsafe fn product<S: Simd>(
+/// Steps of a product, and what is due beside them.
+macro_rules! steps {
+    ($product:ident $block:ident $beside:ident $($n:literal)*) => {{
+        let (a, b) = $product.tiles($block);
+        $(
+            $product.unit.step::<$n>($product.shape, a, b);
+            $beside.step::<S>();
+        )*
+    }};
+}
+
+/// A product of one or two tiles of rows and of columns, so many blocks long.
+#[derive(Clone, Copy)]
+struct Product {
     unit: Unit,
     shape: Pair,
     a: [*mut f32; 2],
     b: *const f32,
     blocks: usize,
-    beside: &mut Beside<'_>,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        unit.clear();
-        for i in 0..blocks {
-            let a = a.map(|a| a.wrapping_add(i * PARTED).cast::<u32>().cast_const());
-            let b = b.wrapping_add(i * (1 + usize::from(shape.wide)) * PARTED).cast();
-            macro_rules! steps {
-                ($($n:literal)*) => {
-                    $(
-                        unit.step::<$n>(shape, a, b);
-                        beside.step::<S>();
-                    )*
-                };
+}
+
+impl Product {
+    /// The tiles of a block.
+    #[inline(always)]
+    fn tiles(&self, block: usize) -> ([*const u32; 2], *const u32) {
+        let columns = 1 + usize::from(self.shape.wide);
+        let a = self.a.map(|a| a.wrapping_add(block * PARTED).cast::<u32>().cast_const());
+        (a, self.b.wrapping_add(block * columns * PARTED).cast())
+    }
+
+    /// Sums all products, those of a block after each other. `exact`: the small ones of all blocks come first. As long as sums are
+    /// small they are rounded less, and what is added to large ones is a sixth.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(self, exact: bool, beside: &mut Beside<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.unit.clear();
+            for i in 0..self.blocks {
+                steps!(self i beside 0 1 2 3 4);
+                if !exact {
+                    steps!(self i beside 5);
+                }
             }
-            steps!(0 1 2 3 4 5);
+            if exact {
+                for i in 0..self.blocks {
+                    steps!(self i beside 6);
+                }
+            }
         }
     }
 }
