@@ -184,6 +184,13 @@ fn split(case: &Case) -> Box<dyn Kernel> {
     super::weights::held(Box::new(super::indirect::Indirect::split(case.spec)), &case.weight, case.bias.as_deref())
 }
 
+/// The same as training goes forward.
+fn split_exactly(case: &Case) -> Box<dyn Kernel> {
+    let mut form = Box::new(super::indirect::Indirect::split(case.spec));
+    form.exactly(Direction::Forward);
+    super::weights::held(form, &case.weight, case.bias.as_deref())
+}
+
 #[test]
 fn pointwise_agrees_with_the_definition_at_awkward_channel_counts() {
     let mut noise = Noise(1);
@@ -374,9 +381,10 @@ fn many_rows_and_panels_on_the_matrix_unit_join_without_a_seam() {
         for activation in [None, Some(Activation::Relu6), Some(Activation::Silu)] {
             let extras = Extras { gaps: [16, 5], residual: activation.map(|_| 3), activation, bias: true };
             let case = case(shape, extras, &mut noise);
-            let kernel = split(&case);
-            assert!(kernel.name().contains("split"), "{}", kernel.name());
-            case.check(&*kernel);
+            for kernel in [split(&case), split_exactly(&case)] {
+                assert!(kernel.name().contains("split"), "{}", kernel.name());
+                case.check(&*kernel);
+            }
         }
     }
 }
@@ -401,6 +409,8 @@ fn products_on_the_matrix_unit_err_no_more_than_sums_of_f32() {
         let plain = error(&*pointwise(case.spec, &case.weight, case.bias.as_deref(), Isa::Avx512));
         let found = error(&*split(&case));
         assert!(found <= plain, "{channels} channels: {found:e}, of plain sums {plain:e}");
+        let exact = error(&*split_exactly(&case));
+        assert!(exact < 0.8 * found, "{channels} channels: {exact:e}, with small products in between {found:e}");
     }
 }
 
