@@ -30,24 +30,64 @@ impl<P: Turned> Tiled for Gather<P> {
         rows.div_ceil(Self::rows(across))
     }
 
+    fn scratch(&self) -> usize {
+        let [_, across] = self.back.size();
+        P::IN * P::IN * Self::spread(Self::rows(across) * across)
+    }
+
     #[inline(always)]
-    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
+    unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, scratch: &mut [f32]) {
         let [rows, across] = self.back.size();
-        let (per_tile, apart) = (Self::rows(across), rows * across);
+        let per_tile = Self::rows(across);
         let mine = tile * per_tile..rows.min((tile + 1) * per_tile);
-        // SAFETY: every slice has a sum for every position and pair of channels, and every pair its taps.
+        let (len, spread) = (mine.len() * across, Self::spread(per_tile * across));
+        // SAFETY: every slice has a sum for every position and pair of channels, and every pair its taps; the scratch has room
+        // for those of the tile.
         unsafe {
-            let sums = io.inputs[0].add(mine.start * across);
-            let strides = [self.slices, P::IN * P::IN * apart, apart, across];
-            self.back.taps::<S, P>(mine, 0..across, sums, strides, io.output);
+            for position in 0..P::IN * P::IN {
+                let from = io.inputs[0].add(position * rows * across + mine.start * across);
+                self.add_up::<S>(from, rows * across, scratch[position * spread..][..len].as_mut_ptr(), len);
+            }
+            self.back.taps::<S, P>(mine, 0..across, scratch.as_ptr(), [spread, across], io.output);
+        }
+    }
+}
+
+impl<P: Turned> Gather<P> {
+    /// Adds up the slices at a position, which ends `apart` floats behind its beginning, and fetches those of the next. Sums are
+    /// read in runs, since positions may be as far apart as what competes for the same places of a cache.
+    ///
+    /// # Safety
+    /// Every slice has `len` sums from `from` on, `to` has room for them, and S is supported.
+    #[inline(always)]
+    unsafe fn add_up<S: Simd>(&self, from: *const f32, apart: usize, to: *mut f32, len: usize) {
+        let slice_apart = P::IN * P::IN * apart;
+        for i in (0..len).step_by(S::LANES) {
+            // SAFETY: as demanded; prefetching is harmless anywhere.
+            unsafe {
+                let mask = S::mask(S::LANES.min(len - i));
+                let mut sum = S::load_masked(from.add(i), mask);
+                S::prefetch_far(from.wrapping_add(apart + i));
+                for slice in 1..self.slices {
+                    let from = from.add(slice * slice_apart + i);
+                    sum = S::add(sum, S::load_masked(from, mask));
+                    S::prefetch_far(from.wrapping_add(apart));
+                }
+                S::store_masked(to.add(i), sum, mask);
+            }
         }
     }
 }
 
 impl<P> Gather<P> {
-    /// Rows of a tile.
+    /// Rows of a tile: the second cache holds their sums at all positions.
     fn rows(across: usize) -> usize {
-        ((1 << 12) / across).max(1)
+        ((1 << 11) / across).max(1)
+    }
+
+    /// Floats from position to position of what is added up: an odd number of cache lines.
+    fn spread(floats: usize) -> usize {
+        (floats.div_ceil(16) | 1) * 16
     }
 }
 
@@ -70,8 +110,8 @@ impl Back {
         if self.turned { [inputs, outputs] } else { [outputs, inputs] }
     }
 
-    /// The taps of the given rows and columns of the products, whose sums begin at `sums`; there are so many slices, and so
-    /// many floats from slice to slice, from position to position and from row to row. `to` is the whole gradient.
+    /// The taps of the given rows and columns of the products, whose sums begin at `sums` and are so many floats apart from
+    /// position to position and from row to row. `to` is the whole gradient.
     ///
     /// # Safety
     /// All these sums are readable, the taps writable.
@@ -81,7 +121,7 @@ impl Back {
         rows: Range<usize>,
         across: Range<usize>,
         sums: *const f32,
-        [slices, slice_apart, apart, ld]: [usize; 4],
+        [apart, ld]: [usize; 2],
         to: *mut f32,
     ) {
         for (i, row) in rows.enumerate() {
@@ -92,14 +132,7 @@ impl Back {
                 unsafe {
                     let mask = S::mask(count);
                     let from = sums.add(i * ld + first - across.start);
-                    let sum = |position: usize| {
-                        let from = from.add(position * apart);
-                        let mut sum = S::load_masked(from, mask);
-                        for slice in 1..slices {
-                            sum = S::add(sum, S::load_masked(from.add(slice * slice_apart), mask));
-                        }
-                        sum
-                    };
+                    let sum = |position: usize| S::load_masked(from.add(position * apart), mask);
                     back::<S, P>(sum, &mut taps);
                     match self.order.folded {
                         None if !self.turned => {

@@ -253,7 +253,7 @@ impl<P: Turned> Tiled for Gradient<P> {
                         };
                         self.multiply(&sides, kinds, from, size, sums, store);
                         if self.slices == 1 && block + 1 == blocks {
-                            let strides = [1, 0, sums.apart, sums.ld];
+                            let strides = [sums.apart, sums.ld];
                             self.back.taps::<S, P>(down.clone(), along, sums.at, strides, io.output);
                         }
                     }
