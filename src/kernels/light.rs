@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "passes raw pointers from the kernel contract on to vector code")]
 
-use super::{Io, Kernel};
+use super::{Io, Kernel, Stripes};
 use crate::simd::{Isa, Simd, Task};
 use std::ops::Range;
 
@@ -20,6 +20,17 @@ impl Tiling {
     /// Tiles of about [`TILE`] floats when each item touches `cost` of them.
     pub(super) fn new(items: usize, cost: usize) -> Self {
         Tiling { items, per_tile: Self::fill(cost) }
+    }
+
+    /// Pixels in runs of so many.
+    pub(super) fn runs(items: usize, per_tile: usize) -> Self {
+        Tiling { items, per_tile }
+    }
+
+    /// The tiles, if the items are pixels of what is passed over or written.
+    pub(super) fn stripes(&self) -> Stripes {
+        let tiles = self.tiles();
+        Stripes { units: tiles, pixels: self.per_tile, count: tiles, parts: 1 }
     }
 
     /// Items of this cost that fill a tile.
@@ -55,6 +66,10 @@ pub(super) trait Tiled: Send + Sync {
 
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
         [None; 2]
+    }
+
+    fn stripes(&self) -> Option<Stripes> {
+        None
     }
 
     /// Computes one tile. Mark it `#[inline(always)]`.
@@ -106,6 +121,10 @@ impl<K: Tiled> Kernel for Light<K> {
 
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
         self.kernel.reads()
+    }
+
+    fn stripes(&self) -> Option<Stripes> {
+        self.kernel.stripes()
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {

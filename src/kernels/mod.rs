@@ -150,6 +150,8 @@ impl Io {
 pub struct Stripes {
     /// Units of pixels.
     pub units: usize,
+    /// Pixels of a unit, of which the last may have fewer.
+    pub pixels: usize,
     /// Blocks.
     pub count: usize,
     /// Tiles of a block.

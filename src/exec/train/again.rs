@@ -3,6 +3,7 @@
 //! and nothing twice.
 
 use super::forward::{Author, Task};
+use super::fuse::cuts_off;
 use super::sketch::{Fill, Life};
 use crate::error::Result;
 use crate::exec::memory::Place;
@@ -116,13 +117,18 @@ pub(super) fn choose(task: Task<'_>) -> Result<(Author<'_>, f64)> {
     Ok((best.author, share - best.left / step))
 }
 
-/// Floats of what all layers make, each in memory of its own but for activations and sums, which are made in place.
+/// Floats of what all layers make, each in memory of its own but for sums and for activations whose way back needs nothing else:
+/// these are made in place. A max-pool makes the places of its maxima, too.
 fn layers(task: Task<'_>) -> usize {
-    use Op::{Activation, Add, Dropout, Flatten, Input, StochasticDepth};
-    let in_place =
-        |op: &Op| matches!(op, Input { .. } | Activation(_) | Add | Flatten | Dropout { .. } | StochasticDepth { .. });
+    use Op::{Activation, Add, Dropout, Flatten, Input, MaxPool, StochasticDepth};
+    let made = |op: &Op| match op {
+        Activation(activation) => usize::from(!cuts_off(*activation)),
+        Input { .. } | Add | Flatten | Dropout { .. } | StochasticDepth { .. } => 0,
+        MaxPool { .. } => 2,
+        _ => 1,
+    };
     let nodes = task.graph.nodes().iter().zip(&task.program.shapes);
-    nodes.filter(|(node, _)| !in_place(&node.op)).map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    nodes.map(|(node, shape)| made(&node.op) * shape.iter().product::<usize>()).sum()
 }
 
 /// Most steps that are written from one start to find the best one.
@@ -212,7 +218,10 @@ impl<'a> Search<'a> {
     fn reprieve(&self, mut best: Choice<'a>) -> Result<Choice<'a>> {
         let most = best.fullest.floats.max(self.enough);
         let program = self.task.program;
-        let given_up = program.units.iter().filter(|unit| best.again[unit.output.index()] && !is_plain_norm(unit));
+        let made_again = best.made_again();
+        let given_up = program.units.iter().filter(|unit| {
+            best.again[unit.output.index()] && (!is_plain_norm(unit) || made_again.contains(&unit.output))
+        });
         let worth = |value: NodeId, cost: f64| cost / program.shape(value).iter().product::<usize>() as f64;
         let costs = given_up.filter_map(|unit| Some((unit.output, self.costs[unit.output.index()]?)));
         let mut costs: Vec<(NodeId, f64)> = costs.collect();
@@ -323,6 +332,12 @@ impl<'a> Choice<'a> {
             Some((life.len as f64 / cost, value, cost))
         });
         worth.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, value, cost)| (value, cost))
+    }
+
+    /// The values that are computed again, in memory of their own: not those of norms that are applied on the way.
+    fn made_again(&self) -> Vec<NodeId> {
+        let owners = self.author.owners.iter().filter(|&&(buffer, _)| self.lives[buffer].parted == usize::MAX);
+        owners.map(|&(_, value)| value).collect()
     }
 
     /// The values that have been computed again where memory is fullest, the largest first, down to a small share of it.

@@ -253,7 +253,8 @@ impl<'a> Author<'a> {
             scaled: false,
         };
         let inputs = [from.into(), kept.into(), At::None, kept.into()];
-        self.sketch.push(Draft::new(norm::chain(chain, self.isa), &inputs, At::None).also([to.into(), At::None]));
+        let kernel = norm::chain(chain, norm::block(from.map), self.isa);
+        self.sketch.push(Draft::new(kernel, &inputs, At::None).also([to.into(), At::None]));
         if !self.arrived[input.index()] {
             self.share(input, to);
         }
@@ -282,15 +283,17 @@ impl<'a> Author<'a> {
         }
         let store = (through != Through::Nothing).then_some((from.map.ld, Store::Set));
         let chain = Chain { gradient: from.map, gate: None, input: 0, through, sums, store, scaled: false };
+        let block = self.sketch.block(from);
         let partial = match sums {
             Sums::None => At::None,
-            _ => self.sketch.buffer(norm::partial_len(from.map, sums.rows())),
+            _ => self.sketch.buffer(norm::partial_len(from.map, block, sums.rows())),
         };
         let to = if store.is_some() { from.into() } else { At::None };
-        let draft = Draft::new(norm::chain(chain, self.isa), &[from.into(), At::None, At::None, output], partial);
+        let inputs = [from.into(), At::None, At::None, output];
+        let draft = Draft::new(norm::chain(chain, block, self.isa), &inputs, partial);
         self.sketch.push_behind(draft.also([to, At::None]));
         if sums == Sums::Bias {
-            self.sketch.push(Draft::new(norm::total(from.map, self.isa), &[partial], bias));
+            self.sketch.push(Draft::new(norm::total(from.map, block, self.isa), &[partial], bias));
         }
         Ok(())
     }

@@ -36,17 +36,18 @@ impl Author<'_> {
         let (x, table) = (self.kept_value(input)?, self.tables[unit.output.index()]);
         let (to, store) = self.contribute(input);
         let through = unit.activation.map_or(Through::Nothing, Through::Normalised);
-        let partial = self.sketch.buffer(norm::partial_len(from.map, Sums::Norm.rows()));
+        let block = self.sketch.block(from);
+        let partial = self.sketch.buffer(norm::partial_len(from.map, block, Sums::Norm.rows()));
         let store = Some((to.map.ld, store));
         let chain =
             Chain { gradient: from.map, gate: None, input: x.map.ld, through, sums: Sums::Norm, store, scaled: true };
         let inputs = [from.into(), x.into(), table];
-        let draft = Draft::new(norm::chain(chain, self.isa), &inputs, partial);
+        let draft = Draft::new(norm::chain(chain, block, self.isa), &inputs, partial);
         self.sketch.push_behind(draft.also([to.into(), At::None]));
 
         let before = self.deferred[input.index()].replace(x);
         let rows = (to.map.ld, if before.is_some() { Store::Add } else { Store::Set });
-        let kernel = norm::deferred_statistics(from.map, self.statistic(unit), rows, self.isa);
+        let kernel = norm::deferred_statistics(from.map, block, self.statistic(unit), rows, self.isa);
         let (undone, affine) = (self.undone(to), self.affine_gradients(unit));
         self.sketch.push(Draft::new(kernel, &[partial, table], undone).also(affine));
         Ok(())

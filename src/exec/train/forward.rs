@@ -12,8 +12,9 @@ use crate::exec::program::{Program, Unit};
 use crate::graph::{Graph, NodeId, Op, ParamId};
 use crate::kernels::conv::{self, ConvSpec, Direction, Learned, LinearSpec, Sampling};
 use crate::kernels::norm::train as norm;
-use crate::kernels::pool::grad as pool;
+use crate::kernels::pool::grad::{self as pool, Before};
 use crate::kernels::{Kernel, Map, activation, elementwise, layout, naive, noise, softmax};
+use crate::shape::Window;
 use crate::simd::Isa;
 use std::ops::Range;
 
@@ -243,22 +244,7 @@ impl<'a> Author<'a> {
                 let rule = response(&unit.op).expect("the operation is one");
                 self.simple(unit, crate::kernels::norm::local_response(x, y, rule, isa));
             }
-            Op::MaxPool { window } => {
-                let placed = window.place([x.h, x.w], &unit.path)?;
-                if !self.needed[input.index()] || self.indices[unit.output.index()] != At::None {
-                    self.simple(unit, crate::kernels::pool::max(x, y, *window, placed, isa));
-                    return Ok(());
-                }
-                if window.taps() > pool::MOST_TAPS {
-                    let found = window.taps();
-                    return Err(Error::mismatch(&unit.path, "taps of a max-pool to be trained", "at most 256", found));
-                }
-                let indices = self.sketch.buffer(pool::indices_len(y));
-                self.indices[unit.output.index()] = indices;
-                let (from, to) = (self.value(input).into(), self.value(unit.output));
-                let draft = Draft::new(pool::max(x, y, *window, placed, isa), &[from], to);
-                self.sketch.push(draft.also([indices, At::None]));
-            }
+            Op::MaxPool { window } => return self.max_pool(unit, window),
             Op::AvgPool { window, count_include_pad } => {
                 let placed = window.place([x.h, x.w], &unit.path)?;
                 self.simple(unit, crate::kernels::pool::average(x, y, *window, placed, *count_include_pad, isa));
@@ -312,6 +298,29 @@ impl<'a> Author<'a> {
                 self.sketch.push(Draft::new(kernel, &inputs, to));
             }
         }
+        Ok(())
+    }
+
+    /// A max-pool remembers its maxima the first time, and applies the norm before it if that is left to it.
+    fn max_pool(&mut self, unit: &Unit, window: &Window) -> Result<()> {
+        let (input, to, isa) = (unit.inputs[0], self.value(unit.output), self.isa);
+        let Map { h, w, .. } = self.value(input).map;
+        let placed = window.place([h, w], &unit.path)?;
+        let (norm, known) = (self.absent_norm(input), self.indices[unit.output.index()]);
+        if norm.is_none() && (!self.needed[input.index()] || known != At::None) {
+            self.simple(unit, crate::kernels::pool::max(self.value(input).map, to.map, *window, placed, isa));
+            return Ok(());
+        }
+        if window.taps() > pool::MOST_TAPS {
+            let found = window.taps();
+            return Err(Error::mismatch(&unit.path, "taps of a max-pool to be trained", "at most 256", found));
+        }
+        let indices = if known == At::None { self.sketch.buffer(pool::indices_len(to.map)) } else { known };
+        self.indices[unit.output.index()] = indices;
+        let before = norm.and_then(|norm| Before::norm(window, norm.clamp)).unwrap_or(Before::Nothing);
+        let (x, table) = norm.map_or((self.value(input), At::None), |norm| (norm.x, norm.table));
+        let kernel = pool::max([x.map, to.map], *window, placed, before, isa);
+        self.sketch.push(Draft::new(kernel, &[x.into(), table], to).also([indices, At::None]));
         Ok(())
     }
 

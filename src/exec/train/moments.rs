@@ -44,9 +44,11 @@ impl Author<'_> {
 
     /// Measures one map.
     fn measure(&mut self, x: Place, epsilon: f64, [scale, shift]: [At; 2], table: At) {
-        let partial = self.sketch.buffer(norm::partial_len(x.map, 2));
-        self.sketch.push_behind(Draft::new(norm::moments(x.map, self.isa), &[x.into()], partial));
-        self.sketch.push(Draft::new(norm::statistics(x.map, epsilon, self.isa), &[partial, scale, shift], table));
+        let block = self.sketch.block(x);
+        let partial = self.sketch.buffer(norm::partial_len(x.map, block, 2));
+        self.sketch.push_behind(Draft::new(norm::moments(x.map, block, self.isa), &[x.into()], partial));
+        let statistics = norm::statistics(x.map, block, epsilon, self.isa);
+        self.sketch.push(Draft::new(statistics, &[partial, scale, shift], table));
     }
 
     /// The maps that `value` consists of, in order: itself, or the parts of a concatenation that its producers wrote in place.

@@ -55,7 +55,7 @@ impl<'a> Author<'a> {
         };
         let (partial, sums) = match gated.and_then(|gated| self.sums_from_moments(gated, from.map)) {
             Some(sums) => (Partial::Images, sums),
-            None => (Partial::Blocks, self.sum_pass(&passes, stored)),
+            None => self.sum_pass(&passes, stored),
         };
         let coefficients = self.coefficients(unit, from.map, (partial, sums), passes.table);
         if shared {
@@ -97,9 +97,9 @@ impl<'a> Author<'a> {
     }
 
     /// Writes the pass that sums, and stores dT if it is to; gives its sums.
-    fn sum_pass(&mut self, passes: &Passes, stored: Option<(Place, Store)>) -> At {
-        let map = passes.from.map;
-        let partial = self.sketch.buffer(norm::partial_len(map, Sums::Norm.rows()));
+    fn sum_pass(&mut self, passes: &Passes, stored: Option<(Place, Store)>) -> (Partial, At) {
+        let (map, block) = (passes.from.map, self.sketch.block(passes.from));
+        let partial = self.sketch.buffer(norm::partial_len(map, block, Sums::Norm.rows()));
         let chain = Chain {
             gradient: map,
             gate: passes.gate,
@@ -110,9 +110,9 @@ impl<'a> Author<'a> {
             scaled: false,
         };
         let to = stored.map_or(At::None, |(place, _)| place.into());
-        let draft = Draft::new(norm::chain(chain, self.isa), &passes.inputs(At::None), partial);
+        let draft = Draft::new(norm::chain(chain, block, self.isa), &passes.inputs(At::None), partial);
         self.sketch.push_behind(draft.also([to, At::None]));
-        partial
+        (Partial::Blocks(block), partial)
     }
 
     /// Writes the step between the passes: the gradients of scale and shift, and what the last pass needs to know.

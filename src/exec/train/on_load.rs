@@ -2,7 +2,7 @@
 //!
 //! Strassen's sums (1×1) and Winograd's transform (3×3) pass a convolution's input through registers before it is
 //! multiplied, there and on the way back to the weights. A norm with a clamp that only such a convolution reads is applied
-//! in passing, and what it makes is never stored. So is one without a clamp that a gate follows from and is applied to, as in
+//! in passing, and what it makes is never stored. So is one before a max-pool whose windows overlap little, and one without a clamp that a gate follows from and is applied to, as in
 //! squeeze-and-excitation: its means are the norm of the means.
 
 use super::forward::Author;
@@ -69,6 +69,9 @@ impl<'a> Author<'a> {
     /// Whether a unit can apply the norm before it while it reads.
     fn normalises(&self, reader: &Unit) -> Result<bool> {
         let norm = reader.inputs.first().and_then(|&value| self.norm_of(value));
+        if let (Some(norm), Op::MaxPool { window }) = (norm, &reader.op) {
+            return Ok(pool::grad::Before::norm(window, norm.activation).is_some());
+        }
         let (Some(norm), Op::Conv { bias: None, .. }) = (norm, &reader.op) else { return Ok(false) };
         let (spec, bordered) = self.spec(reader, self.value(norm.inputs[0]).map)?;
         let able = conv::takes_norm(&spec, norm.activation, self.options.precision);

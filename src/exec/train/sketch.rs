@@ -4,6 +4,7 @@ use crate::exec::memory::{Buffer, Place, pack_tightly, pixel_stride};
 use crate::exec::prepare::{Slot, Step};
 use crate::graph::ParamId;
 use crate::kernels::joined::{PASSED, fits, joined};
+use crate::kernels::norm::train as norm;
 use crate::kernels::{Kernel, MAX_INPUTS, Map, WEIGHTS};
 
 /// Where a step reads or writes.
@@ -25,6 +26,11 @@ impl At {
             At::Outside(number, offset) => At::Outside(number, offset + floats),
             At::None => At::None,
         }
+    }
+
+    /// The buffer it lies in.
+    fn buffer(self) -> Option<usize> {
+        if let At::Buffer(buffer, _) = self { Some(buffer) } else { None }
     }
 }
 
@@ -198,6 +204,15 @@ impl Sketch {
         self.steps.push((draft, self.path.clone(), self.shape));
     }
 
+    /// Pixels of the blocks over which the map at `place` is summed up: what the step that wrote it makes together, or as many as
+    /// suit its size.
+    pub(super) fn block(&self, place: Place) -> usize {
+        let writes = |step: &Draft| [step.output].iter().chain(&step.also).any(|at| at.buffer() == Some(place.buffer));
+        let writer = self.steps.iter().rev().find(|(step, ..)| writes(step));
+        let writer = writer.filter(|(step, ..)| step.output == place.into());
+        writer.and_then(|(step, ..)| step.kernel.stripes()).map_or_else(|| norm::block(place.map), |made| made.pixels)
+    }
+
     /// Appends a step that passes over the map that is its first input, or lets the step that writes this map do it where it
     /// can, block by block.
     pub(super) fn push_behind(&mut self, draft: Draft) {
@@ -206,7 +221,8 @@ impl Sketch {
             Some(at) => {
                 let (mut writer, path, shape) = self.steps.remove(at);
                 writer.kernel = joined(writer.kernel, draft.kernel).into();
-                PASSED.into_iter().zip(&draft.inputs[1..]).for_each(|(to, &from)| writer.inputs[to] = from);
+                let passed = PASSED.into_iter().zip(&draft.inputs[1..]).filter(|&(_, &from)| from != At::None);
+                passed.for_each(|(to, &from)| writer.inputs[to] = from);
                 writer.also = [draft.output, draft.also[0]];
                 self.steps.insert(at, (writer, path, shape));
             }
@@ -217,13 +233,15 @@ impl Sketch {
     /// `draft` reads or writes since then, but readers of a map that `draft` leaves as it is.
     fn writer_for(&self, draft: &Draft) -> Option<usize> {
         let map = draft.inputs[0];
-        let buffer = |at: &At| if let At::Buffer(buffer, _) = *at { Some(buffer) } else { None };
+        let buffer = |at: &At| at.buffer();
         let wrote = |step: &Draft, of: usize| [step.output].iter().chain(&step.also).any(|at| buffer(at) == Some(of));
         let read = |step: &Draft, of: usize| step.inputs.iter().any(|at| buffer(at) == Some(of));
         let of = buffer(&map)?;
         let at = self.steps.iter().rposition(|(step, ..)| wrote(step, of))?;
         let (writer, since) = (&self.steps[at].0, &self.steps[at + 1..]);
-        let free = PASSED.iter().all(|&input| writer.inputs[input] == At::None) && writer.also == [At::None; 2];
+        let passed = PASSED.iter().zip(&draft.inputs[1..]);
+        let free = passed.into_iter().all(|(&to, &from)| from == At::None || writer.inputs[to] == At::None);
+        let free = free && writer.also == [At::None; 2];
         let free = free && draft.inputs[1 + PASSED.len()..].iter().all(|&input| input == At::None);
         if writer.output != map || !free || !fits(&*writer.kernel, &*draft.kernel) {
             return None;

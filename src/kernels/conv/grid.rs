@@ -44,7 +44,7 @@ const WEIGHTS_PER_TILE: usize = 256 << 10;
 /// Activations of a tile should stay in the second cache.
 const ACTIVATIONS_PER_TILE: usize = 512 << 10;
 /// Fewer row blocks than this leave threads waiting for each other.
-const LEAST_STRIPES: usize = 8;
+pub(super) const LEAST_STRIPES: usize = 8;
 /// Where rows are prepared, tiles are so much larger, but there are at least so many.
 const LARGE: usize = 4;
 const FEW_TILES: usize = 4;
@@ -58,6 +58,16 @@ impl Grid {
     pub(super) fn of([rows, panels]: [usize; 2], [row_parts, panel_parts]: [usize; 2]) -> Self {
         debug_assert!(row_parts <= rows.max(1) && panel_parts <= panels);
         Grid { rows, panels, row_parts, panel_parts, unit: 1, striped: false }
+    }
+
+    /// As many tiles, cut at multiples of `unit` rows.
+    pub(super) fn in_units(self, unit: usize) -> Self {
+        Grid { unit, ..self }
+    }
+
+    /// Parts of rows and of panels.
+    pub(super) fn parts(&self) -> [usize; 2] {
+        [self.row_parts, self.panel_parts]
     }
 
     /// Enough tiles for every thread to have some, each worth starting; of the ways to cut that many, the one that
@@ -114,7 +124,12 @@ impl Grid {
     /// The row blocks, if they are cut in units and enough for a few threads.
     pub(super) fn stripes(&self) -> Option<Stripes> {
         let (units, count) = (self.rows.div_ceil(self.unit), self.row_parts);
-        (self.striped && count >= LEAST_STRIPES).then_some(Stripes { units, count, parts: self.panel_parts })
+        (self.striped && count >= LEAST_STRIPES).then_some(Stripes {
+            units,
+            pixels: self.unit,
+            count,
+            parts: self.panel_parts,
+        })
     }
 }
 

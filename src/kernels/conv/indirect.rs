@@ -181,28 +181,15 @@ impl Indirect {
         Indirect::new("pointwise".into(), spec, Taps::of(&spec), isa)
     }
 
-    /// As [`pointwise`](Self::pointwise), in blocks of whole units of rows over which a pass of its own may follow at once.
-    pub(super) fn striped(spec: ConvSpec, isa: Isa) -> Self {
-        assert!(spec.groups == 1 && spec.window.is_pointwise());
-        let unit = Tiling::fill(spec.output.c);
-        let unit = if unit <= MOST_UNIT { unit } else { 1 };
-        let most_rows = (STRIPE / spec.output.c).clamp(unit, MOST_ROWS);
-        Indirect::cut("pointwise".into(), spec, Taps::of(&spec), [most_rows, unit], isa)
-    }
-
     /// See [`rows`].
     pub(super) fn rows(spec: ConvSpec, isa: Isa) -> Self {
         Indirect::new(format!("rows_{}", spec.label()), spec, Taps::of_rows(&spec), isa)
     }
 
     fn new(name: String, spec: ConvSpec, taps: Taps, isa: Isa) -> Self {
-        Indirect::cut(name, spec, taps, [MOST_ROWS, 1], isa)
-    }
-
-    fn cut(name: String, spec: ConvSpec, taps: Taps, cut: [usize; 2], isa: Isa) -> Self {
         let extent = taps.extent(&spec);
         let gemm = Gemm::fastest(extent, spec.epilogue.activation, spec.output.pixels(), isa);
-        Indirect::of(name, spec, taps, cut, gemm)
+        Indirect::of(name, spec, taps, gemm)
     }
 
     /// On the matrix unit, however small.
@@ -210,12 +197,19 @@ impl Indirect {
     pub(super) fn split(spec: ConvSpec) -> Self {
         let taps = Taps::of(&spec);
         let gemm = Gemm::split(taps.extent(&spec), spec.epilogue.activation);
-        Indirect::of("indirect".into(), spec, taps, [MOST_ROWS, 1], gemm)
+        Indirect::of("indirect".into(), spec, taps, gemm)
     }
 
-    fn of(name: String, spec: ConvSpec, taps: Taps, [most_rows, unit]: [usize; 2], gemm: Gemm) -> Self {
+    fn of(name: String, spec: ConvSpec, taps: Taps, gemm: Gemm) -> Self {
+        let name = format!("{name}_{} {}", gemm.tile_name(), gemm.isa().name());
+        let zero = AlignedBuf::zeros(spec.input.c);
+        let grid = Indirect::grid(&spec, &gemm, [MOST_ROWS, 1]);
+        Indirect { name, spec, taps, gemm, weights: Packed::Given, zero, grid }
+    }
+
+    fn grid(spec: &ConvSpec, gemm: &Gemm, [most_rows, unit]: [usize; 2]) -> Grid {
         let rows = spec.output.pixels();
-        let work = Work {
+        Grid::cut(Work {
             rows,
             panels: spec.groups * gemm.panels(),
             macs: rows * spec.output.c * spec.depth(),
@@ -225,10 +219,7 @@ impl Indirect {
             prepared: if gemm.is_split() { 3 * rows * spec.groups * spec.depth() } else { 0 },
             most_rows,
             unit,
-        };
-        let name = format!("{name}_{} {}", gemm.tile_name(), gemm.isa().name());
-        let zero = AlignedBuf::zeros(spec.input.c);
-        Indirect { name, spec, taps, gemm, weights: Packed::Given, zero, grid: Grid::cut(work) }
+        })
     }
 
     /// Floats of the table of pointers: two each, in whole cache lines.
@@ -251,6 +242,13 @@ impl Form for Indirect {
         if direction == Direction::Forward || !self.gemm.is_split() {
             self.gemm = self.gemm.clone().exactly();
         }
+    }
+
+    fn striped(&mut self) {
+        let unit = Tiling::fill(self.spec.output.c);
+        let unit = if unit <= MOST_UNIT { unit } else { 1 };
+        let most_rows = (STRIPE / self.spec.output.c).clamp(unit, MOST_ROWS);
+        self.grid = Indirect::grid(&self.spec, &self.gemm, [most_rows, unit]);
     }
 }
 

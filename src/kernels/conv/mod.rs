@@ -132,7 +132,7 @@ fn learned_form(spec: ConvSpec, direction: Direction, precision: Precision, isa:
         _ => precision.limit(isa),
     };
     match pointwise {
-        true => Box::new(indirect::Indirect::striped(spec, isa)),
+        true => Box::new(indirect::Indirect::pointwise(spec, isa)),
         false => algorithm::form(spec, precision, isa),
     }
 }

@@ -148,6 +148,10 @@ pub(super) trait Form: Kernel {
     /// Sums shorter parts by themselves from now on, where that is known to err less: for weights that learn, since the errors
     /// of a step become part of them.
     fn exactly(&mut self, _: Direction) {}
+
+    /// Cuts tiles in blocks of whole [units](crate::kernels::Stripes) of pixels from now on, over which a pass of its own may follow
+    /// at once, where that costs nothing.
+    fn striped(&mut self) {}
 }
 
 /// Packs `weight` and `bias` into `form`, with the threads that the weights bring.
@@ -191,6 +195,7 @@ pub struct Learned {
 /// `form` with weights of `weights` floats that come with every run; `bias` is its length.
 pub(super) fn learned(mut form: Box<dyn Form>, direction: Direction, weights: usize, bias: Option<usize>) -> Learned {
     form.exactly(direction);
+    form.striped();
     let packing = form.packing(direction);
     learned_with(form, packing, weights, bias)
 }

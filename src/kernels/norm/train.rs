@@ -26,7 +26,7 @@ pub use totals::{Partial, Statistic, backward_statistics, deferred_statistics, t
 
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};
-use crate::kernels::{Io, Kernel, Map, Store};
+use crate::kernels::{Io, Kernel, Map, Store, Stripes};
 use crate::simd::{Isa, Simd, apply_activation};
 use std::ops::Range;
 
@@ -84,20 +84,26 @@ const STREAMED: usize = 3 << 20;
 /// Floats fetched ahead of use.
 const AHEAD: usize = 1 << 11;
 
-/// Blocks of pixels of a map, over which sums are taken first.
-fn blocks(map: Map) -> Tiling {
-    Tiling::new(map.pixels(), map.c)
+/// Pixels of a block of a map, over which sums are taken first, unless the kernel that writes it makes other
+/// [units](crate::kernels::Stripes).
+pub fn block(map: Map) -> usize {
+    Tiling::fill(map.c)
 }
 
-/// Floats of the sums of `rows` rows per block.
-pub fn partial_len(map: Map, rows: usize) -> usize {
-    blocks(map).tiles() * rows * map.c
+/// Blocks of so many pixels.
+fn blocks(map: Map, block: usize) -> Tiling {
+    Tiling::runs(map.pixels(), block)
+}
+
+/// Floats of the sums of `rows` rows per block of so many pixels.
+pub fn partial_len(map: Map, block: usize, rows: usize) -> usize {
+    blocks(map, block).tiles() * rows * map.c
 }
 
 /// Mean and squared deviations of every block of pixels of `input`, for [`statistics`]. Input: the map. Output: 2 rows of
 /// partial sums, [`partial_len`] floats.
-pub fn moments(input: Map, isa: Isa) -> impl Kernel {
-    Light { isa, kernel: Moments { input, blocks: blocks(input) } }
+pub fn moments(input: Map, block: usize, isa: Isa) -> impl Kernel {
+    Light { isa, kernel: Moments { input, blocks: blocks(input, block) } }
 }
 
 struct Moments {
@@ -112,6 +118,10 @@ impl Tiled for Moments {
 
     fn tiles(&self) -> usize {
         self.blocks.tiles()
+    }
+
+    fn stripes(&self) -> Option<Stripes> {
+        Some(self.blocks.stripes())
     }
 
     #[inline(always)]
@@ -193,10 +203,10 @@ impl Moments {
     }
 }
 
-/// Unites the [`moments`] of all blocks. Inputs: the partial sums; γ and β, or null for 1 and 0. Output: the table
+/// Unites the [`moments`] of all blocks of so many pixels. Inputs: the partial sums; γ and β, or null for 1 and 0. Output: the table
 /// ([`TABLE_ROWS`] rows): mean, 1/√(variance + ε), scale, shift, biased variance.
-pub fn statistics(input: Map, epsilon: f64, isa: Isa) -> impl Kernel {
-    Light { isa, kernel: Statistics { input, epsilon, blocks: blocks(input) } }
+pub fn statistics(input: Map, block: usize, epsilon: f64, isa: Isa) -> impl Kernel {
+    Light { isa, kernel: Statistics { input, epsilon, blocks: blocks(input, block) } }
 }
 
 /// The table of a batch norm that normalises by its running statistics. Inputs: running mean, running variance; γ and β,
@@ -318,7 +328,10 @@ pub fn apply(
     isa: Isa,
 ) -> impl Kernel {
     assert_eq!(Map { ld: 0, ..input }, Map { ld: 0, ..output });
-    Light { isa, kernel: Apply { input, output, gate: None, residual, activation, blocks: blocks(input) } }
+    Light {
+        isa,
+        kernel: Apply { input, output, gate: None, residual, activation, blocks: blocks(input, block(input)) },
+    }
 }
 
 /// `y = activation((x · scale + shift) · gate + residual)`. Inputs as with [`apply`], then the gate, one factor per image and
@@ -332,7 +345,10 @@ pub fn apply_gated(
     isa: Isa,
 ) -> impl Kernel {
     assert_eq!(Map { ld: 0, ..input }, Map { ld: 0, ..output });
-    Light { isa, kernel: Apply { input, output, gate: Some(gate), residual, activation, blocks: blocks(input) } }
+    Light {
+        isa,
+        kernel: Apply { input, output, gate: Some(gate), residual, activation, blocks: blocks(input, block(input)) },
+    }
 }
 
 struct Apply {

@@ -6,10 +6,12 @@
 #![allow(unsafe_code, reason = "vector loops over raw pointers")]
 
 use super::{Span, Windows, regions, windows};
+use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};
-use crate::kernels::{Io, Kernel, Map, Store};
+use crate::kernels::norm::train::{SCALE, SHIFT};
+use crate::kernels::{Io, Kernel, Map, Store, Stripes};
 use crate::shape::{Placed, Window};
-use crate::simd::{Isa, Simd};
+use crate::simd::{Isa, Simd, apply_activation};
 
 /// Most taps of a window whose maxima can be remembered: their numbers are bytes.
 pub const MOST_TAPS: usize = 256;
@@ -26,12 +28,36 @@ pub fn indices_len(output: Map) -> usize {
 }
 
 /// As [`max`](super::max), and remembers which tap it was, the first of equals as in PyTorch: `also[0]` holds one byte per
-/// output element, [`indices_len`] floats.
-pub fn max(input: Map, output: Map, window: Window, placed: Placed, isa: Isa) -> impl Kernel {
+/// output element, [`indices_len`] floats. What lies `before` it is applied to what is read.
+pub fn max([input, output]: [Map; 2], window: Window, placed: Placed, before: Before, isa: Isa) -> impl Kernel {
     assert!(window.taps() <= MOST_TAPS, "the taps of {window:?} are counted in bytes");
     let tiling = Tiling::new(output.pixels(), output.c * window.taps());
     let spans = windows(&window, &placed, false);
-    Light { isa, kernel: Remembering { input, output, spans, dilation: window.dilation, tiling } }
+    Light { isa, kernel: Remembering { input, output, spans, dilation: window.dilation, before, tiling } }
+}
+
+/// What is applied to the input of [`max`] on the way: a batch norm by its [table](crate::kernels::norm::train::statistics),
+/// which is `inputs[1]` then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing.
+    Nothing,
+    /// A norm.
+    Norm,
+    /// A norm, and a ReLU behind it.
+    NormRelu,
+}
+
+impl Before {
+    /// A norm and what is behind it, if [`max`] applies these faster than a pass of its own would: windows overlap little.
+    pub fn norm(window: &Window, activation: Option<Activation>) -> Option<Self> {
+        let able = window.taps() <= MOST_TAPS.min(4 * window.stride[0] * window.stride[1]);
+        match activation {
+            None if able => Some(Before::Norm),
+            Some(Activation::Relu) if able => Some(Before::NormRelu),
+            _ => None,
+        }
+    }
 }
 
 struct Remembering {
@@ -39,19 +65,21 @@ struct Remembering {
     output: Map,
     spans: [Vec<Span>; 2],
     dilation: [usize; 2],
+    before: Before,
     tiling: Tiling,
 }
 
 impl Remembering {
-    /// `V` registers of channels of an output pixel, of the last of which `lanes` exist; `from` is its window's first tap.
+    /// `V` registers of channels of an output pixel, of the last of which `lanes` exist; `from` is its window's first tap, `table`
+    /// the norm's from these channels on, if there is one; with a `NORM` of 2, a ReLU follows.
     ///
     /// # Safety
-    /// The window lies in the input; the channels exist there, at `to` and at `index`.
+    /// The window lies in the input; the channels exist there, in the table, at `to` and at `index`.
     #[inline(always)]
-    unsafe fn columns<S: Simd, const V: usize>(
+    unsafe fn columns<S: Simd, const V: usize, const NORM: u8>(
         &self,
         window: [Span; 2],
-        from: *const f32,
+        (from, table): (*const f32, *const f32),
         (to, index): (*mut f32, *mut u8),
         lanes: usize,
     ) {
@@ -59,13 +87,27 @@ impl Remembering {
         // SAFETY: the taps are the window's; the mask keeps to the channels.
         unsafe {
             let mask = S::mask(lanes);
+            let load = |at: *const f32, v: usize| {
+                if V == 1 { S::load_masked(at, mask) } else { S::load(at.add(v * S::LANES)) }
+            };
+            let (mut scale, mut shift) = ([S::zero(); V], [S::zero(); V]);
+            for v in 0..if NORM > 0 { V } else { 0 } {
+                scale[v] = load(table.add(SCALE * self.input.c), v);
+                shift[v] = load(table.add(SHIFT * self.input.c), v);
+            }
             let (mut best, mut taps) = ([S::splat(f32::NEG_INFINITY); V], [S::splat(COUNTED); V]);
             for row in 0..window[0].count {
                 for column in 0..window[1].count {
                     let tap = S::splat(COUNTED + (row * window[1].count + column) as f32);
                     let at = from.add(row * down + column * across);
                     for v in 0..V {
-                        let value = if V == 1 { S::load_masked(at, mask) } else { S::load(at.add(v * S::LANES)) };
+                        let mut value = load(at, v);
+                        if NORM > 0 {
+                            value = S::fma(value, scale[v], shift[v]);
+                        }
+                        if NORM > 1 {
+                            value = apply_activation::<S>(Some(Activation::Relu), value);
+                        }
                         taps[v] = S::where_greater(value, best[v], tap, taps[v]);
                         best[v] = S::where_greater(value, best[v], value, best[v]);
                     }
@@ -85,7 +127,7 @@ impl Remembering {
 
 impl Tiled for Remembering {
     fn name(&self) -> String {
-        "max_pool_indices".to_owned()
+        if self.before == Before::Nothing { "max_pool_indices" } else { "norm_max_pool_indices" }.to_owned()
     }
 
     fn tiles(&self) -> usize {
@@ -107,14 +149,18 @@ impl Tiled for Remembering {
                 windows.fetch_below::<S>(io.inputs[0], image, [y, x], 0..input.c);
                 let mut c = 0;
                 while c < output.c {
-                    let (from, to) = (from.wrapping_add(c), (to.add(c), index.add(c)));
-                    if c + 4 * S::LANES <= output.c {
-                        self.columns::<S, 4>(window, from, to, S::LANES);
-                        c += 4 * S::LANES;
-                    } else {
-                        self.columns::<S, 1>(window, from, to, S::LANES.min(output.c - c));
-                        c += S::LANES;
+                    let from = (from.wrapping_add(c), io.inputs[1].wrapping_add(c));
+                    let (to, lanes) = ((to.add(c), index.add(c)), S::LANES.min(output.c - c));
+                    let wide = c + 4 * S::LANES <= output.c;
+                    match (wide, self.before) {
+                        (true, Before::Nothing) => self.columns::<S, 4, 0>(window, from, to, S::LANES),
+                        (false, Before::Nothing) => self.columns::<S, 1, 0>(window, from, to, lanes),
+                        (true, Before::Norm) => self.columns::<S, 4, 1>(window, from, to, S::LANES),
+                        (false, Before::Norm) => self.columns::<S, 1, 1>(window, from, to, lanes),
+                        (true, Before::NormRelu) => self.columns::<S, 4, 2>(window, from, to, S::LANES),
+                        (false, Before::NormRelu) => self.columns::<S, 1, 2>(window, from, to, lanes),
                     }
+                    c += if wide { 4 * S::LANES } else { S::LANES };
                 }
             }
         }
@@ -167,7 +213,7 @@ struct Spread {
     reach: [Vec<Vec<(usize, usize)>>; 2],
     share: Share,
     store: Store,
-    /// Rows of the input.
+    /// Pixels of the input, as a pass over the gradient takes them.
     tiling: Tiling,
 }
 
@@ -180,8 +226,7 @@ impl Spread {
             }
             reach
         });
-        let windows: usize = reach.iter().map(|axis| axis.iter().map(Vec::len).max().unwrap_or(0).max(1)).product();
-        let tiling = Tiling::new(input.n * input.h, input.w * input.c * (1 + windows));
+        let tiling = Tiling::new(input.pixels(), input.c);
         Spread { input, output, spans, reach, share: Share::Equal, store, tiling }
     }
 
@@ -242,25 +287,28 @@ impl Tiled for Spread {
         entries * size_of::<(usize, usize)>()
     }
 
+    fn stripes(&self) -> Option<Stripes> {
+        Some(self.tiling.stripes())
+    }
+
     #[inline(always)]
     unsafe fn compute<S: Simd>(&self, tile: usize, io: &Io, _: &mut [f32]) {
-        for row in self.tiling.range(tile) {
-            for x in 0..self.input.w {
-                let mut c = 0;
-                // SAFETY: the pixel is one of the tile's alone, and these channels exist.
-                unsafe {
-                    while c + SIDE <= self.input.c {
-                        self.channels::<SIDE>((row, x), c, io);
-                        c += SIDE;
-                    }
-                    while c + LANES <= self.input.c {
-                        self.channels::<LANES>((row, x), c, io);
-                        c += LANES;
-                    }
-                    while c < self.input.c {
-                        self.channels::<1>((row, x), c, io);
-                        c += 1;
-                    }
+        for pixel in self.tiling.range(tile) {
+            let at = (pixel / self.input.w, pixel % self.input.w);
+            let mut c = 0;
+            // SAFETY: the pixel is one of the tile's alone, and these channels exist.
+            unsafe {
+                while c + SIDE <= self.input.c {
+                    self.channels::<SIDE>(at, c, io);
+                    c += SIDE;
+                }
+                while c + LANES <= self.input.c {
+                    self.channels::<LANES>(at, c, io);
+                    c += LANES;
+                }
+                while c < self.input.c {
+                    self.channels::<1>(at, c, io);
+                    c += 1;
                 }
             }
         }
@@ -272,7 +320,37 @@ mod tests {
     use super::super::super::light::testing::{assert_near, maps, nchw, run, run_tiles, spread, values};
     use super::super::super::naive;
     use super::*;
+    use crate::kernels::norm::train::TABLE_ROWS;
     use crate::shape::Padding;
+
+    #[test]
+    fn a_max_pool_behind_a_norm_gives_the_bits_of_both_in_turn() {
+        let window = Window { stride: [2; 2], padding: Padding::Symmetric([1; 2]), ..Window::square(3) };
+        for map in maps() {
+            let Ok(placed) = window.place([map.h, map.w], "test") else { continue };
+            let output = Map::new([map.n, placed.output[0], placed.output[1], map.c], map.c + 2);
+            let (x, table) = (spread(&values(nchw(map).len(), 1), map), values(TABLE_ROWS * map.c, 2));
+            for (&isa, activation) in
+                Isa::available().iter().flat_map(|isa| [(isa, None), (isa, Some(Activation::Relu))])
+            {
+                let run = |x: &[f32], before: Before| {
+                    let [mut y, mut indices] = [output.extent(), indices_len(output)].map(|len| vec![0.0f32; len]);
+                    let mut io = Io::new(&[x.as_ptr(), table.as_ptr()], y.as_mut_ptr());
+                    io.also[0] = indices.as_mut_ptr();
+                    run_tiles(&max([map, output], window, placed, before, isa), &io);
+                    [y, indices].map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+                };
+                let mut normed = x.clone();
+                let to = normed.as_mut_ptr();
+                let norm = crate::kernels::norm::train::apply(map, map, None, activation, isa);
+                run_tiles(&norm, &Io::new(&[x.as_ptr(), table.as_ptr()], to));
+                let before = Before::norm(&window, activation).expect("windows overlap little");
+                assert_eq!(run(&x, before), run(&normed, Before::Nothing), "{map:?} {before:?} {}", isa.name());
+            }
+        }
+        let dense = Window { stride: [1; 2], ..window };
+        assert_eq!([Before::norm(&dense, None), Before::norm(&window, Some(Activation::Silu))], [None; 2]);
+    }
 
     #[test]
     fn gradients_of_pools_agree_with_the_oracle_and_add_to_what_is_there() {
@@ -299,7 +377,7 @@ mod tests {
                     let memory = spread(&x, map);
                     let mut io = Io::new(&[memory.as_ptr()], y.as_mut_ptr());
                     io.also[0] = indices.as_mut_ptr();
-                    run_tiles(&max(map, output, window, placed, isa), &io);
+                    run_tiles(&max([map, output], window, placed, Before::Nothing, isa), &io);
                     let most = naive::max_pool(&x, nchw(map), &window, &placed);
                     let expected = spread(&most, output);
                     assert!(y.iter().zip(&expected).all(|(a, b)| a == b || b.is_nan()), "{what}");

@@ -76,12 +76,12 @@ use self::filters::WinogradPacking;
 use self::points::{F2, F2Five, F2Strided, F3, F3Four, F4, Points, Unstrided};
 use self::squares::{Cut, Runs, Squares};
 use self::transform::{After, Before, OnLoad};
-use super::grid::Grid;
+use super::grid::{Grid, LEAST_STRIPES};
 use super::weights::{self, Direction, Folded, Learned, Packed, Packing, held};
 use super::{ConvSpec, label};
 use crate::activation::Activation;
 use crate::kernels::gemm::{Each, Extent, Gemm, Rows};
-use crate::kernels::{Epilogue, Io, Kernel, Store, Weights};
+use crate::kernels::{Epilogue, Io, Kernel, Store, Stripes, Weights};
 use crate::shape::Placed;
 use crate::simd::Isa;
 use crate::tensor::AlignedBuf;
@@ -208,6 +208,8 @@ pub(super) struct Winograd {
     cut: Cut,
     /// Tiles of squares and panels.
     grid: Grid,
+    /// The pixels of a unit of squares, if tiles consist of such and of all panels.
+    unit: Option<usize>,
     /// Floats of V from square to square and from position to position.
     ld_v: usize,
     stride_v: usize,
@@ -244,14 +246,10 @@ impl Winograd {
         let ld_v = inputs.next_multiple_of(lanes);
         let grid = blocks(spec.output.n * cut.squares(), &gemm, ld_v);
         let ld_v = if few { FEW } else { ld_v };
-        let squares = grid.tile_rows().next_multiple_of(if few { columns::SIDE } else { 1 });
         let ld_m = gemm.columns(0).len().next_multiple_of(lanes);
-        // An odd number of cache lines: positions must not fall into the same set of the first cache.
-        let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
         let zero = AlignedBuf::zeros(inputs);
-        let (stride_v, stride_m) = (spread(squares * ld_v), spread(squares * ld_m));
         let weights = Packed::Given;
-        Winograd {
+        let mut winograd = Winograd {
             spec,
             form,
             folded: None,
@@ -264,11 +262,38 @@ impl Winograd {
             zero,
             cut,
             grid,
+            unit: None,
             ld_v,
-            stride_v,
+            stride_v: 0,
             ld_m,
-            stride_m,
+            stride_m: 0,
+        };
+        winograd.cut_by(grid);
+        winograd
+    }
+
+    /// Cuts it into these tiles.
+    fn cut_by(&mut self, grid: Grid) {
+        let squares = grid.tile_rows().next_multiple_of(if self.few { columns::SIDE } else { 1 });
+        // An odd number of cache lines: positions must not fall into the same set of the first cache.
+        let spread = |floats: usize| (floats.div_ceil(16) | 1) * 16;
+        (self.stride_v, self.stride_m) = (spread(squares * self.ld_v), spread(squares * self.ld_m));
+        self.grid = grid;
+    }
+
+    /// Blocks of whole units of squares, and the pixels of a unit; none where blocks are smaller than a unit, or panels are
+    /// shared out, too.
+    fn stripe_grid(&self) -> Option<(Grid, usize)> {
+        let ([unit, pixels], squares) = (self.cut.unit(self.spec.output), self.spec.output.n * self.cut.squares());
+        let most = self.grid.tile_rows() / unit;
+        if self.folded.is_some() || self.few || most == 0 || self.grid.parts()[1] > 1 {
+            return None;
         }
+        let units = squares / unit;
+        let blocks = units.div_ceil(most);
+        let blocks = if blocks < 16 && blocks < units { blocks.next_multiple_of(2) } else { blocks };
+        let grid = Grid::of([squares, self.gemm.panels()], [blocks, 1]).in_units(unit);
+        (blocks >= LEAST_STRIPES).then_some((grid, pixels))
     }
 
     /// Behind a norm, which is applied while the input is read.
@@ -407,6 +432,13 @@ impl super::weights::Form for Winograd {
     fn exactly(&mut self, _: Direction) {
         self.gemm = self.gemm.clone().exactly();
     }
+
+    fn striped(&mut self) {
+        if let Some((grid, pixels)) = self.stripe_grid() {
+            self.cut_by(grid);
+            self.unit = Some(pixels);
+        }
+    }
 }
 
 impl Kernel for Winograd {
@@ -429,6 +461,12 @@ impl Kernel for Winograd {
 
     fn resident_bytes(&self) -> usize {
         self.weights.bytes() + 4 * self.zero.len()
+    }
+
+    fn stripes(&self) -> Option<Stripes> {
+        let pixels = self.unit?;
+        let ([count, parts], units) = (self.grid.parts(), self.spec.output.pixels() / pixels);
+        Some(Stripes { units, pixels, count, parts })
     }
 
     unsafe fn run(&self, tile: usize, io: &Io, scratch: &mut [f32]) {

@@ -39,6 +39,9 @@ pub(super) struct Origin {
     pub(super) short: [bool; 2],
 }
 
+/// Floats of the pixels of a unit.
+const LEAST_UNIT: usize = 1 << 13;
+
 impl Cut {
     /// Squares of one size.
     pub(super) fn even(form: Form, spec: &ConvSpec) -> Self {
@@ -58,6 +61,16 @@ impl Cut {
     /// Squares of an image.
     pub(super) fn squares(&self) -> usize {
         self.count[0] * self.count[1]
+    }
+
+    /// The fewest squares that cover whole rows of pixels, as many everywhere and enough to be worth a pass of their own, and these
+    /// pixels: some rows of an image or, where squares down it differ, all of it.
+    pub(super) fn unit(&self, output: Map) -> [usize; 2] {
+        let [down, across] = self.count;
+        let worth =
+            |rows: &usize| down.is_multiple_of(*rows) && rows * self.outputs * output.w * output.c >= LEAST_UNIT;
+        let rows = (1..down).find(worth).filter(|_| down * self.outputs == output.h);
+        rows.map_or([down * across, output.h * output.w], |rows| [rows * across, rows * self.outputs * output.w])
     }
 
     /// Positions of all squares of an image.

@@ -2,10 +2,10 @@
 //! [`totals`](super::totals).
 
 use super::gate::{Gate, gate_of, pieces};
-use super::{MEAN, RUN, SCALE, SHIFT, ahead, blocks, runs};
+use super::{MEAN, RUN, SCALE, SHIFT, ahead, block, blocks, runs};
 use crate::activation::Activation;
 use crate::kernels::light::{Light, Tiled, Tiling};
-use crate::kernels::{Io, Kernel, Map, Store};
+use crate::kernels::{Io, Kernel, Map, Store, Stripes};
 use crate::simd::{Isa, Simd, activation_gradient, output_gradient};
 use std::ops::Range;
 
@@ -70,13 +70,13 @@ impl Sums {
     }
 }
 
-/// `dT = dy · act'(t)` and its sums over every block of pixels. Inputs: the gradient; the norm's input; the table of
+/// `dT = dy · act'(t)` and its sums over every block of so many pixels. Inputs: the gradient; the norm's input; the table of
 /// [`statistics`](super::statistics); the activation's output (see [`Through`] for which are read) or the gate; with a gate
 /// as `inputs[5]` the gradient of the means. Output: [`partial_len`](super::partial_len) floats of sums.
 /// `also[0]`: `dT`, if it is stored.
-pub fn chain(chain: Chain, isa: Isa) -> impl Kernel {
+pub fn chain(chain: Chain, block: usize, isa: Isa) -> impl Kernel {
     assert!(chain.gate.is_none() || !matches!(chain.through, Through::Output(..)), "{chain:?} reads two maps as one");
-    Light { isa, kernel: Chained { chain, blocks: blocks(chain.gradient) } }
+    Light { isa, kernel: Chained { chain, blocks: blocks(chain.gradient, block) } }
 }
 
 struct Chained {
@@ -239,6 +239,10 @@ impl Tiled for Chained {
         self.blocks.tiles()
     }
 
+    fn stripes(&self) -> Option<Stripes> {
+        Some(self.blocks.stripes())
+    }
+
     fn reads(&self) -> [Option<(usize, usize)>; 2] {
         let input = reads_input(self.chain.through, self.chain.sums).then_some((1, self.chain.input));
         let output = if let Through::Output(_, ld) = self.chain.through { Some((3, ld)) } else { None };
@@ -288,7 +292,7 @@ pub struct Backward {
 pub fn backward(backward: Backward, isa: Isa) -> impl Kernel {
     let gated = backward.gate.is_some();
     assert!(!gated || !matches!(backward.through, Through::Output(..)), "{backward:?} reads two maps as one");
-    Light { isa, kernel: Back { backward, blocks: blocks(backward.gradient) } }
+    Light { isa, kernel: Back { backward, blocks: blocks(backward.gradient, block(backward.gradient)) } }
 }
 
 struct Back {

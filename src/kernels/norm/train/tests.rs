@@ -5,6 +5,9 @@ use crate::kernels::Store;
 use crate::kernels::light::testing::{assert_near, maps, nchw, run_tiles, spread, values};
 use crate::kernels::naive::{self, BatchNorm, backward::Statistics as Origin};
 
+/// Pixels of a block: fewer than the images have, and not a divisor of these.
+const BLOCK: usize = 20;
+
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
 }
@@ -78,11 +81,11 @@ impl Case {
         let [y64, dt64, dx64, scale64, shift64] = self.expected();
         let what = format!("{map:?} {:?} {}", self.activation, isa.name());
         let (x, residual, dy) = (spread(&self.x, map), spread(&self.residual, other), spread(&self.dy, other));
-        let mut partial = vec![f32::NAN; partial_len(map, 2)];
+        let mut partial = vec![f32::NAN; partial_len(map, BLOCK, 2)];
         let mut table = vec![f32::NAN; TABLE_ROWS * map.c];
-        run_tiles(&moments(map, isa), &io(&[&x], &mut partial, [&mut [], &mut []]));
+        run_tiles(&moments(map, BLOCK, isa), &io(&[&x], &mut partial, [&mut [], &mut []]));
         let inputs = [&partial, &self.gamma, &self.beta].map(|v| &v[..]);
-        run_tiles(&statistics(map, 1e-5, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
+        run_tiles(&statistics(map, BLOCK, 1e-5, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
         let ld = self.with_residual.then_some(other.ld);
         let mut y = vec![f32::NAN; map.extent()];
         let kernel = apply(map, map, ld, self.activation, isa);
@@ -112,8 +115,11 @@ impl Case {
             store: Some((map.ld, Store::Add)),
             scaled: false,
         };
-        let mut partial = vec![f32::NAN; partial_len(map, 2)];
-        run_tiles(&chain(back, isa), &io(&[&dy, &x, &table, &factor, &[], &means], &mut partial, [&mut dt, &mut []]));
+        let mut partial = vec![f32::NAN; partial_len(map, BLOCK, 2)];
+        run_tiles(
+            &chain(back, BLOCK, isa),
+            &io(&[&dy, &x, &table, &factor, &[], &means], &mut partial, [&mut dt, &mut []]),
+        );
         let wanted = spread(&narrow(&dt64), map);
         let sum: Vec<f32> = wanted.iter().zip(&old).map(|(a, b)| a + b).collect();
         assert_near(&dt, &sum, 2e-4, &what);
@@ -127,7 +133,7 @@ impl Case {
             assert_near(&scale, &narrow(&scale64), 2e-4 + size, &what);
             assert_near(&shift, &narrow(&shift64), 2e-4 + size, &what);
         };
-        statistics(&partial, Partial::Blocks);
+        statistics(&partial, Partial::Blocks(BLOCK));
         if let (Some(gate), None, false) = (gate, self.activation, self.with_residual) {
             let mut moments = vec![f32::NAN; GATED_ROWS * map.n * map.c];
             run_tiles(&gated_moments(other, map, isa), &io(&[&dy, &x, &table], &mut moments, [&mut [], &mut []]));
@@ -219,11 +225,11 @@ fn what_norms_of_one_map_leave_undone_adds_up() {
             let mut dx = spread(&values(want.len(), 9), map);
             let mut undone = vec![f32::NAN; BACKWARD_ROWS * ld];
             for (case, store) in cases.iter().zip([Store::Set, Store::Add, Store::Add]) {
-                let mut partial = vec![f32::NAN; partial_len(map, 2)];
+                let mut partial = vec![f32::NAN; partial_len(map, BLOCK, 2)];
                 let mut table = vec![f32::NAN; TABLE_ROWS * map.c];
-                run_tiles(&moments(map, isa), &io(&[&x], &mut partial, [&mut [], &mut []]));
+                run_tiles(&moments(map, BLOCK, isa), &io(&[&x], &mut partial, [&mut [], &mut []]));
                 let inputs = [&partial, &case.gamma, &case.beta].map(|v| &v[..]);
-                run_tiles(&statistics(map, 1e-5, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
+                run_tiles(&statistics(map, BLOCK, 1e-5, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
                 let through = case.activation.map_or(Through::Nothing, Through::Normalised);
                 let store_dx = Some((map.ld, store));
                 let back = Chain {
@@ -236,14 +242,14 @@ fn what_norms_of_one_map_leave_undone_adds_up() {
                     scaled: true,
                 };
                 let dy = spread(&case.dy, map);
-                run_tiles(&chain(back, isa), &io(&[&dy, &x, &table], &mut partial, [&mut dx, &mut []]));
-                let kernel = deferred_statistics(map, Statistic::Batch, (ld, store), isa);
+                run_tiles(&chain(back, BLOCK, isa), &io(&[&dy, &x, &table], &mut partial, [&mut dx, &mut []]));
+                let kernel = deferred_statistics(map, BLOCK, Statistic::Batch, (ld, store), isa);
                 run_tiles(&kernel, &io(&[&partial, &table], &mut undone, [&mut [], &mut []]));
             }
             let before = undone.clone();
-            let (zeros, mut table) = (vec![0.0; partial_len(map, 2)], vec![0.5; TABLE_ROWS * map.c]);
+            let (zeros, mut table) = (vec![0.0; partial_len(map, BLOCK, 2)], vec![0.5; TABLE_ROWS * map.c]);
             table[MEAN * map.c..][..map.c].fill(-7.0);
-            let kernel = deferred_statistics(map, Statistic::Running, (ld, Store::Add), isa);
+            let kernel = deferred_statistics(map, BLOCK, Statistic::Running, (ld, Store::Add), isa);
             run_tiles(&kernel, &io(&[&zeros, &table], &mut undone, [&mut [], &mut []]));
             let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&undone), bits(&before), "running statistics have no mean to take away");
@@ -270,13 +276,13 @@ fn running_statistics_are_constants_on_the_way_back() {
         let mut table = vec![f32::NAN; TABLE_ROWS * 21];
         let inputs = [&mean, &variance, &case.gamma, &case.beta].map(|v| &v[..]);
         run_tiles(&fixed_statistics(map, 1e-3, isa), &io(&inputs, &mut table, [&mut [], &mut []]));
-        let mut partial = vec![f32::NAN; partial_len(map, 2)];
+        let mut partial = vec![f32::NAN; partial_len(map, BLOCK, 2)];
         let through = Through::Nothing;
         let sums =
             Chain { gradient: map, gate: None, input: map.ld, through, sums: Sums::Norm, store: None, scaled: false };
-        run_tiles(&chain(sums, isa), &io(&[&dy, &x, &table], &mut partial, [&mut [], &mut []]));
+        run_tiles(&chain(sums, BLOCK, isa), &io(&[&dy, &x, &table], &mut partial, [&mut [], &mut []]));
         let mut coefficients = vec![f32::NAN; BACKWARD_ROWS * 21];
-        let kernel = backward_statistics(map, Partial::Blocks, Statistic::Running, isa);
+        let kernel = backward_statistics(map, Partial::Blocks(BLOCK), Statistic::Running, isa);
         run_tiles(&kernel, &io(&[&partial, &table], &mut coefficients, [&mut [], &mut []]));
         let mut dx = vec![f32::NAN; map.extent()];
         let last = Backward {
@@ -320,12 +326,12 @@ fn sums_of_biases_and_plain_activations_agree_with_the_oracle() {
                         store,
                         scaled: false,
                     };
-                    let mut partial = vec![f32::NAN; partial_len(map, 1)];
+                    let mut partial = vec![f32::NAN; partial_len(map, BLOCK, 1)];
                     let mut dt = vec![f32::NAN; map.extent()];
-                    run_tiles(&chain(back, isa), &io(&[&dm, &xm, &[], &y], &mut partial, [&mut dt, &mut []]));
+                    run_tiles(&chain(back, BLOCK, isa), &io(&[&dm, &xm, &[], &y], &mut partial, [&mut dt, &mut []]));
                     assert_near(&dt, &spread(&expected, map), 2e-6, &what);
                     let mut sums = vec![f32::NAN; map.c];
-                    run_tiles(&total(map, isa), &io(&[&partial], &mut sums, [&mut [], &mut []]));
+                    run_tiles(&total(map, BLOCK, isa), &io(&[&partial], &mut sums, [&mut [], &mut []]));
                     assert_near(&sums, &narrow(&total_expected), 1e-5, &what);
                 }
             }

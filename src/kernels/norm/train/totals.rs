@@ -6,10 +6,10 @@ use crate::kernels::{Io, Kernel, Map, Store};
 use crate::simd::{Isa, Simd};
 use std::ops::Range;
 
-/// Adds up the first row of the partial sums of all blocks of `map`: the gradient of a bias. Input: sums of `rows` rows.
-/// Output: one float per channel.
-pub fn total(map: Map, isa: Isa) -> impl Kernel {
-    Light { isa, kernel: Total { channels: map.c, blocks: blocks(map).tiles() } }
+/// Adds up the first row of the partial sums of all blocks of so many pixels of `map`: the gradient of a bias. Input: sums of one
+/// row. Output: one float per channel.
+pub fn total(map: Map, block: usize, isa: Isa) -> impl Kernel {
+    Light { isa, kernel: Total { channels: map.c, blocks: blocks(map, block).tiles() } }
 }
 
 struct Total {
@@ -74,8 +74,8 @@ pub enum Statistic {
 /// What sums were taken of first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Partial {
-    /// Blocks of pixels, by [`chain`](super::chain()).
-    Blocks,
+    /// Blocks of so many pixels, by [`chain`](super::chain()).
+    Blocks(usize),
     /// Images, by [`gated_sums`](super::gated_sums).
     Images,
 }
@@ -84,7 +84,7 @@ pub enum Partial {
 /// table of [`backward`](super::backward) ([`BACKWARD_ROWS`](super::BACKWARD_ROWS) rows). `also`: the gradients of γ and β, or null.
 pub fn backward_statistics(map: Map, partial: Partial, statistic: Statistic, isa: Isa) -> impl Kernel {
     let blocks = match partial {
-        Partial::Blocks => blocks(map).tiles(),
+        Partial::Blocks(block) => blocks(map, block).tiles(),
         Partial::Images => map.n,
     };
     Light { isa, kernel: BackwardStatistics { map, statistic, blocks, to: Coefficients::Own } }
@@ -93,9 +93,15 @@ pub fn backward_statistics(map: Map, partial: Partial, statistic: Statistic, isa
 /// As [`backward_statistics`] for a [`scaled`](super::Chain::scaled) chain: what is left for the gradient of the norm's input,
 /// `b·(x − mean) + c`, in the form of a table of [`backward`](super::backward) whose `a` is 1 and whose rows are `ld` apart. It is set, or added
 /// to what norms of the same map have left before.
-pub fn deferred_statistics(map: Map, statistic: Statistic, (ld, store): (usize, Store), isa: Isa) -> impl Kernel {
+pub fn deferred_statistics(
+    map: Map,
+    block: usize,
+    statistic: Statistic,
+    (ld, store): (usize, Store),
+    isa: Isa,
+) -> impl Kernel {
     let to = Coefficients::Deferred(ld, store);
-    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map).tiles(), to } }
+    Light { isa, kernel: BackwardStatistics { map, statistic, blocks: blocks(map, block).tiles(), to } }
 }
 
 /// Where the coefficients go.
