@@ -223,11 +223,13 @@ impl<'a> Search<'a> {
             best.again[unit.output.index()] && (!is_plain_norm(unit) || made_again.contains(&unit.output))
         });
         let worth = |value: NodeId, cost: f64| cost / program.shape(value).iter().product::<usize>() as f64;
-        let costs = given_up.filter_map(|unit| Some((unit.output, self.costs[unit.output.index()]?)));
-        let mut costs: Vec<(NodeId, f64)> = costs.collect();
-        costs.sort_by(|a, b| worth(b.0, b.1).total_cmp(&worth(a.0, a.1)));
-        for (value, cost) in costs {
-            let next = best.with(self.task, value, -cost)?;
+        let costs = given_up.filter_map(|unit| Some((unit, self.costs[unit.output.index()]?)));
+        let mut costs: Vec<(&Unit, f64)> = costs.collect();
+        costs.sort_by(|a, b| worth(b.0.output, b.1).total_cmp(&worth(a.0.output, a.1)));
+        for (unit, cost) in costs {
+            // What was given up at no charge is kept at none.
+            let charged = if is_plain_norm(unit) { 0.0 } else { cost };
+            let next = best.with(self.task, unit.output, -charged)?;
             if next.fullest.floats <= most {
                 best = next;
             }

@@ -44,7 +44,8 @@ impl Author<'_> {
 
     /// Measures one map.
     fn measure(&mut self, x: Place, epsilon: f64, [scale, shift]: [At; 2], table: At) {
-        let block = self.sketch.block(x);
+        // Not what the writer makes together: what is rounded forward stays as training was verified with.
+        let block = norm::block(x.map);
         let partial = self.sketch.buffer(norm::partial_len(x.map, block, 2));
         self.sketch.push_behind(Draft::new(norm::moments(x.map, block, self.isa), &[x.into()], partial));
         let statistics = norm::statistics(x.map, block, epsilon, self.isa);
