@@ -2,7 +2,8 @@
 //!
 //! Strassen's sums (1×1) and Winograd's transform (3×3) pass a convolution's input through registers before it is
 //! multiplied, there and on the way back to the weights. A norm with a clamp that only such a convolution reads is applied
-//! in passing, and what it makes is never stored. So is one before a max-pool whose windows overlap little, and one without a clamp that a gate follows from and is applied to, as in
+//! in passing, and what it makes is never stored. So is one before a max-pool whose windows overlap little, and one
+//! without a clamp that a gate follows from and is applied to, as in
 //! squeeze-and-excitation: its means are the norm of the means.
 
 use super::forward::Author;
