@@ -42,7 +42,7 @@ unsafe fn exp_within<S: Simd>(x: S::V) -> S::V {
 #[inline(always)]
 pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
     // SAFETY: passed on.
-    unsafe { S::div(S::splat(1.0), S::one_and_power(S::max(S::splat(-TAIL), S::min(S::splat(TAIL), x)))) }
+    unsafe { S::div(S::splat(1.0), S::one_and_power(S::max(S::splat(-LEAST), S::min(S::splat(TAIL), x)))) }
 }
 
 /// x / (1 + e⁻ˣ). NaN stays NaN, and −∞ makes one, as with PyTorch.
@@ -55,8 +55,10 @@ pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
     unsafe { S::div(x, S::one_and_power(S::min(S::splat(TAIL), x))) }
 }
 
-/// σ(±87) differs from 0 and 1 by less than 2·10⁻³⁸, and its reciprocal is finite.
-const TAIL: f32 = 87.0;
+/// σ(−87) is less than 2·10⁻³⁸, and its reciprocal is finite.
+const LEAST: f32 = 87.0;
+/// From there on e⁻ˣ is less than what 1 is rounded by.
+const TAIL: f32 = 80.0;
 
 /// 1 + e⁻ˣ for x ≤ [`TAIL`], with what every instruction set has.
 ///

@@ -179,7 +179,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The greatest of all lanes; NaN if any is.
     unsafe fn hmax(v: Self::V) -> f32;
 
-    /// `1 + e⁻ˣ` to about 1 ulp for finite x ≤ 87, infinite where that overflows: what sigmoid and SiLU divide by. NaN stays
+    /// `1 + e⁻ˣ` to about 1 ulp for x ≤ 80, infinite where that overflows: what sigmoid and SiLU divide by. NaN stays
     /// NaN.
     #[inline(always)]
     unsafe fn one_and_power(x: Self::V) -> Self::V {
