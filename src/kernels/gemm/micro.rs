@@ -38,8 +38,8 @@ pub(super) struct Tile {
     pub(super) later: *const f32,
     pub(super) later_apart: usize,
     pub(super) later_parts: usize,
-    /// The output and the residual, if there is one, of a tile to come, which are fetched too: so many registers of their
-    /// columns for every sixteen of `k`.
+    /// The output and the residual, if there is one, of a tile to come, which are fetched too: so many cache lines of their
+    /// columns for every [`BLOCK`] of `k`.
     pub(super) below: [*const f32; 2],
     pub(super) columns: usize,
     /// What is read of the same rows and columns when all of them are done, if anything: fetched too, but not as near.
@@ -122,31 +122,30 @@ impl<const MR: usize, const NRV: usize, const HALF: bool> Routine for Kernel<MR,
                 }
                 let end = if tap + 1 < t.taps { t.k } else { body };
                 let mut k = 0;
-                while k + 4 <= end {
-                    if k.is_multiple_of(16) {
-                        fetch_next::<S, MR, NRV>(t, tap, k);
-                    }
-                    due += t.later_parts;
-                    while due >= STREAMS * PARTS {
-                        for stream in 0..STREAMS {
-                            S::prefetch_far(later.wrapping_add(stream * t.later_apart));
-                        }
-                        later = later.wrapping_add(LINE);
-                        due -= STREAMS * PARTS;
-                    }
-                    for step in 0..4 {
-                        let b = b.add(step * NRV * S::LANES);
-                        accumulate::<S, MR, NRV, HALF, true>(&mut acc, [0, MR], &a, step, b, t.again);
-                    }
-                    k += 4;
-                    b = b.add(4 * NRV * S::LANES);
-                    a.iter_mut().for_each(|a| *a = a.add(4));
-                }
                 while k < end {
-                    accumulate::<S, MR, NRV, HALF, true>(&mut acc, [0, MR], &a, 0, b, t.again);
-                    k += 1;
-                    b = b.add(NRV * S::LANES);
-                    a.iter_mut().for_each(|a| *a = a.add(1));
+                    let stop = end.min(k + BLOCK);
+                    fetch_next::<S, MR, NRV>(t, tap, k);
+                    if S::LANES < LINE {
+                        later = fetch_later::<S>(t, later, &mut due, (stop - k) / 4);
+                    }
+                    while k + 4 <= stop {
+                        if S::LANES >= LINE {
+                            later = fetch_later::<S>(t, later, &mut due, 1);
+                        }
+                        for step in 0..4 {
+                            let b = b.add(step * NRV * S::LANES);
+                            accumulate::<S, MR, NRV, HALF, true>(&mut acc, [0, MR], &a, step, b, t.again);
+                        }
+                        k += 4;
+                        b = b.add(4 * NRV * S::LANES);
+                        a.iter_mut().for_each(|a| *a = a.add(4));
+                    }
+                    while k < stop {
+                        accumulate::<S, MR, NRV, HALF, true>(&mut acc, [0, MR], &a, 0, b, t.again);
+                        k += 1;
+                        b = b.add(NRV * S::LANES);
+                        a.iter_mut().for_each(|a| *a = a.add(1));
+                    }
                 }
             }
             finish::<S, MR, NRV, HALF>(t, body, last, const { group(0, MR, NRV) }, &mut acc, &a, b);
@@ -183,15 +182,34 @@ pub(super) const fn last_steps(rows: usize, vectors: usize) -> usize {
 const LAST: usize = 4;
 
 /// How often a tile of so many rows and registers fetches weights, which it does for every four of `k`, and what tiles to come will
-/// touch, for every sixteen: not in its last steps.
+/// touch, for every [`BLOCK`]: not in its last steps.
 pub(super) fn fetches([rows, vectors]: [usize; 2], taps: usize, k: usize) -> [usize; 2] {
     let body = k - k.min(last_steps(rows, vectors));
     let others = taps.saturating_sub(1);
-    [others * (k / 4) + body / 4, others * k.div_ceil(16) + body.div_ceil(16)]
+    [others * (k / 4) + body / 4, others * k.div_ceil(BLOCK) + body.div_ceil(BLOCK)]
 }
 
-/// Fetches what tiles to come will touch, spread over the steps of k: activations, and for every sixteen of k some columns
-/// of registers of the residual and of the output, where a store that misses the cache holds up those behind it.
+/// Steps of k after which the next of what tiles to come will touch is fetched.
+const BLOCK: usize = 16;
+
+/// Fetches weights that will be used later, for so many times four steps: after every four where these take long, of wide
+/// registers; after every [`BLOCK`] of narrow ones.
+#[inline(always)]
+unsafe fn fetch_later<S: Simd>(t: &Tile, mut later: *const f32, due: &mut usize, fours: usize) -> *const f32 {
+    *due += fours * t.later_parts;
+    while *due >= STREAMS * PARTS {
+        for stream in 0..STREAMS {
+            // SAFETY: as in `Kernel::run`.
+            unsafe { S::prefetch_far(later.wrapping_add(stream * t.later_apart)) };
+        }
+        later = later.wrapping_add(LINE);
+        *due -= STREAMS * PARTS;
+    }
+    later
+}
+
+/// Fetches what tiles to come will touch, spread over the steps of k: activations, and for every [`BLOCK`] of k some columns
+/// of the residual and of the output, where a store that misses the cache holds up those behind it.
 #[inline(always)]
 unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: usize, k: usize) {
     // SAFETY: as in `Kernel::run`; prefetching is harmless at any address.
@@ -203,39 +221,47 @@ unsafe fn fetch_next<S: Simd, const MR: usize, const NRV: usize>(t: &Tile, tap: 
                 S::prefetch((*t.next.add(m)).wrapping_add(t.skip + k));
             }
         }
-        let first = (tap * t.k.div_ceil(16) + k / 16) * t.columns;
-        let end = NRV.min(first + t.columns);
-        let mut column = first;
-        while column < end {
-            fetch_column::<S>(t.below[0].wrapping_add(column * S::LANES), t.ldc, MR + t.again);
-            if !t.below[1].is_null() {
-                fetch_column::<S>(t.below[1].wrapping_add(column * S::LANES), t.ld_residual, MR + t.again);
+        let lines = || {
+            let first = (tap * t.k.div_ceil(BLOCK) + k / BLOCK) * t.columns;
+            first..lines(NRV, S::LANES).min(first + t.columns)
+        };
+        // Tiles of narrow registers are small: what they would fetch of the output costs as much as it saves.
+        if S::LANES >= LINE {
+            for line in lines() {
+                fetch_rows::<S, MR>(t.below[0].wrapping_add(line * LINE), t.ldc);
+                if !t.below[1].is_null() {
+                    fetch_rows::<S, MR>(t.below[1].wrapping_add(line * LINE), t.ld_residual);
+                }
             }
-            column += 1;
         }
         if !t.soon[0].at.is_null() {
-            fetch_soon::<S>(t, first..end, MR + t.again);
+            fetch_soon::<S>(t, lines(), MR + t.again);
         }
     }
 }
 
-/// Fetches a register of every row. The compiler must not know how many rows there are: it would unroll the loop and compute the
-/// address of each before the first product.
+/// Cache lines that so many registers of columns take.
+pub(super) const fn lines(vectors: usize, lanes: usize) -> usize {
+    (vectors * lanes).div_ceil(LINE)
+}
+
+/// Fetches a line of every row.
 #[inline(always)]
-unsafe fn fetch_column<S: Simd>(mut at: *const f32, ld: usize, rows: usize) {
-    for _ in 0..rows {
+unsafe fn fetch_rows<S: Simd, const MR: usize>(mut at: *const f32, ld: usize) {
+    for _ in 0..MR {
         // SAFETY: as in `Kernel::run`.
         unsafe { S::prefetch(at) };
         at = at.wrapping_add(ld);
     }
 }
 
-/// Fetches registers of every row of what is read soon.
+/// Fetches lines of every row of what is read soon. The compiler must not know how many rows there are: it would unroll the loop
+/// and compute the address of each before the first product.
 #[inline(always)]
-unsafe fn fetch_soon<S: Simd>(t: &Tile, columns: Range<usize>, rows: usize) {
+unsafe fn fetch_soon<S: Simd>(t: &Tile, lines: Range<usize>, rows: usize) {
     for soon in t.soon.into_iter().filter(|soon| !soon.at.is_null()) {
-        for column in columns.clone() {
-            let mut at = soon.at.wrapping_add(column * S::LANES);
+        for line in lines.clone() {
+            let mut at = soon.at.wrapping_add(line * LINE);
             for _ in 0..rows {
                 // SAFETY: as in `Kernel::run`.
                 unsafe { S::prefetch_far(at) };
@@ -262,7 +288,7 @@ unsafe fn accumulate<S: Simd, const MR: usize, const NRV: usize, const HALF: boo
         for v in 0..NRV {
             w[v] = S::load(b.add(v * S::LANES));
             // One or two rows read each weight from memory once, in order: hints only slow that down.
-            if FETCH && MR > 2 {
+            if FETCH && MR > 2 && (v * S::LANES).is_multiple_of(LINE) {
                 S::prefetch(b.add(v * S::LANES).wrapping_add(PREFETCH));
             }
         }

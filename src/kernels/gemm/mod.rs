@@ -361,7 +361,7 @@ impl Gemm {
                 };
                 // All of the next piece while this one is multiplied.
                 let next = if nth == 0 && self.extent.taps == 1 { Next::Below } else { Next::None };
-                let ahead = Ahead { vectors: panel.vectors, rows: next, weights: [weights; 2] };
+                let ahead = Ahead { vectors: panel.vectors, lanes, rows: next, weights: [weights; 2] };
                 let smooth = self.activation.filter(|&a| last && !is_clamp(a));
                 let smooth = smooth.map(|activation| Smooth { activation, columns: panel.len, run: self.activate });
                 // SAFETY: the caller's promise, and the tiles below stay within `m` rows.
@@ -427,7 +427,7 @@ impl Gemm {
                         adds: piece.start > 0,
                         ..Tile::BLANK
                     };
-                    sweep(m, tile, micros, Ahead { vectors, rows: next, weights: later }, None);
+                    sweep(m, tile, micros, Ahead { vectors, lanes, rows: next, weights: later }, None);
                 }
             }
         }

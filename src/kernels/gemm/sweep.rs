@@ -1,7 +1,7 @@
 //! One panel of weights and all rows: tile after tile, while what comes next is fetched, and a smooth activation for the tile
 //! that was just computed.
 
-use super::micro::{LINE, Micro, PARTS, STREAMS, Tile, fetches};
+use super::micro::{self, LINE, Micro, PARTS, STREAMS, Tile};
 use crate::activation::Activation;
 use crate::simd::{self, Simd, Task};
 
@@ -19,8 +19,9 @@ pub(super) enum Next {
 /// What a sweep fetches into the caches ahead of use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ahead {
-    /// Registers of columns.
+    /// Registers of columns, and lanes of each.
     pub(super) vectors: usize,
+    pub(super) lanes: usize,
     /// Activations: worth it when they are met for the first time.
     pub(super) rows: Next,
     /// Floats from the weights in use to those that are fetched, and how many of them are; zero if none.
@@ -41,9 +42,9 @@ pub(super) struct Smooth {
 /// As [`Gemm::run`](super::Gemm::run) for the columns of `tile`.
 pub(super) unsafe fn sweep(m: usize, mut tile: Tile, micros: &[Micro], ahead: Ahead, smooth: Option<Smooth>) {
     let tiles = m.div_ceil(micros.len());
-    let ([fours, sixteens], work) =
-        (fetches([micros.len(), ahead.vectors], tile.taps, tile.k), tile.taps * tile.k * ahead.vectors);
-    tile.columns = ahead.vectors.div_ceil(sixteens.max(1));
+    let [fours, blocks] = micro::fetches([micros.len(), ahead.vectors], tile.taps, tile.k);
+    let work = tile.taps * tile.k * ahead.vectors;
+    tile.columns = micro::lines(ahead.vectors, ahead.lanes).div_ceil(blocks.max(1));
     // Weights are fetched evenly, some lines of every stream in every tile.
     let lines = ahead.weights[1].div_ceil(STREAMS * LINE);
     let parts = (STREAMS * PARTS * lines.div_ceil(tiles)).div_ceil(fours.max(1)).min(MOST_LINES * PARTS);
