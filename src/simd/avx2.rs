@@ -13,7 +13,7 @@ struct Aligned([f32; 8]);
 /// `2^(i/8) · 0.055_498_9`, of whose bits `i << 20` is subtracted: what [`Avx2::one_and_power`] adds has it.
 static POWERS: Aligned = {
     let factors: [f32; 8] =
-        [0.055_498_9, 0.060_521_98, 0.065_999_687, 0.071_973_17, 0.078_487_3, 0.085_591, 0.093_337_655, 0.101_785_43];
+        [0.055_498_9, 0.060_521_98, 0.065_999_69, 0.071_973_17, 0.078_487_3, 0.085_591, 0.093_337_655, 0.101_785_43];
     let (mut powers, mut i) = ([0.0; 8], 0);
     while i < 8 {
         powers[i] = f32::from_bits(factors[i].to_bits() - ((i as u32) << 20));
