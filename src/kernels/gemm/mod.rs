@@ -178,7 +178,10 @@ impl Gemm {
     /// The same, but its pieces are summed by themselves before they are added up, and those of [`run_each`](Self::run_each) are
     /// shorter. On the matrix unit small products are summed before the large ones, which takes a tenth longer.
     pub fn exactly(self) -> Self {
-        Gemm { each: cut_exactly(self.extent.k), exact: true, ..self }
+        // As the widest registers cut it: in a panel of narrow ones, more of the sum fits the cache, which would err more.
+        let wide = Isa::Avx512;
+        let pieces = cut_pieces(self.extent, cut_panels(self.extent, wide)[0].vectors * wide.lanes());
+        Gemm { pieces, each: cut_exactly(self.extent.k), exact: true, ..self }
     }
 
     /// The layout of a product on the matrix unit ([`Isa::Amx`]). [`run_each`](Self::run_each) cannot use it.
